@@ -1,0 +1,197 @@
+"""What a build is asked for, what it is valid under, and what it proved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from enum import Enum
+from typing import Any, NewType
+
+from app.domain.errors import InvalidName
+from app.domain.preprocess import Preprocess
+from app.domain.tensors import Shape, Signature
+
+Digest = NewType("Digest", str)  # "sha256:" and 64 hex digits: the name of stored bytes
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+RECIPE_REVISION = 1  # raise it when the build recipe changes what it produces: old engines are then not reused
+
+
+class ModelFormat(str, Enum):
+    ONNX = "onnx"
+
+
+class Precision(str, Enum):
+    FP32 = "fp32"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an engine may be from its source model, per output; the defaults are those for fp32.
+
+    Source: measured on three networks against torch; a wrong scale shows in SQNR long before it shows in cosine.
+    """
+
+    sqnr_db: float = 80.0  # at least: 10·log10(Σ ref² / Σ (ref − engine)²)
+    cosine: float = 0.99999  # at least
+    max_rel: float = 1e-4  # at most: max |ref − engine| / max |ref|
+    top1: float = 1.0  # at least: share of samples with the same arg max, near ties not counted
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the client asked for; what it left open is decided during the build and recorded in the engine."""
+
+    backend: str = "auto"  # a backend's name, or "auto": the best one that this device has
+    precision: Precision = Precision.FP32
+    input_shapes: Mapping[str, Shape] = field(default_factory=dict)  # by input; "" = the only input
+    min_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    opt_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    max_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    preprocess: Mapping[str, Any] | None = None  # fields of Preprocess; the rest follows from the model's input
+    labels: tuple[str, ...] = ()  # class names, by index
+    tolerance: Tolerance | None = None  # None = the precision's defaults
+    simplify: bool = True
+    timeout_s: float | None = None  # None = the setting build_timeout_s
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an engine is valid under; a difference on load means that the engine is stale."""
+
+    backend: str
+    backend_version: str
+    device: str  # model name of the GPU, or of the CPU
+    architecture: str  # x86_64, aarch64
+    compute_capability: str | None = None  # "8.7"; None without a GPU
+    l4t: str | None = None  # Jetson's system release, "36.4.0"; None elsewhere
+
+
+@dataclass(frozen=True)
+class OutputAccuracy:
+    """One output of the engine against the same output of the unmodified source model, over all samples."""
+
+    name: str
+    max_abs: float  # max |ref − engine|
+    max_rel: float  # max |ref − engine| / max |ref|; 0 when both are 0
+    cosine: float  # of the flattened outputs; 1 when both are 0
+    sqnr_db: float  # capped at 200: equal to the last bit
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    outputs: tuple[OutputAccuracy, ...]
+    samples: int  # rows compared
+    inputs: str  # "random": by dtype and range
+    reference: str  # the runtime that ran the source model, with its version
+    top1_agreement: float | None = None  # 0..1; None unless the model is a one-output classifier
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Of `run` on one context, host tensors to host tensors."""
+
+    p50_ms: float
+    p99_ms: float
+    throughput_per_s: float  # rows a second, one context, run after run
+    rows: int  # rows in each run
+    runs: int
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """An uploaded network. `digest` is its id: the same bytes twice are one model."""
+
+    digest: Digest
+    name: str  # the file's name as uploaded, cleaned
+    format: ModelFormat
+    size_bytes: int
+    uploaded_at: datetime
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """An uploaded archive of samples. `digest` is its id."""
+
+    digest: Digest
+    name: str
+    size_bytes: int
+    entries: int  # files in it
+    uploaded_at: datetime
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """What a build hands over: everything about the engine but its name."""
+
+    size_bytes: int
+    facts: Facts
+    signature: Signature
+    preprocess: Preprocess | None  # None: takes tensors only
+    labels: tuple[str, ...]
+    accuracy: Accuracy
+    latency: Latency
+    built_in_s: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """A published engine, `name:version`."""
+
+    name: str
+    version: int  # 1, 2, …
+    key: str  # engine_key(): equal keys are one engine
+    blob: Digest
+    model: Digest
+    calibration: Digest | None
+    options: BuildOptions
+    built: BuiltEngine
+    created_at: datetime
+
+    @property
+    def ref(self) -> str:
+        return f"{self.name}:{self.version}"
+
+
+def engine_key(model: Digest, options: BuildOptions, calibration: Digest | None, facts: Facts) -> str:
+    """Name of the engine that these inputs make: two builds of one key are one engine.
+
+    The time limit is left out: it decides whether an engine is made, not which.
+    """
+    described = asdict(options)
+    del described["timeout_s"]
+    text = json.dumps([RECIPE_REVISION, model, described, calibration, asdict(facts)], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checked_name(name: str) -> str:
+    """The name, if an engine can have it.
+
+    Raises:
+        InvalidName: it is not 1 to 64 of a-z, 0-9, ".", "_", "-", starting with a letter or digit.
+    """
+    if not NAME.fullmatch(name):
+        raise InvalidName(
+            f"{name[:80]!r} cannot name an engine.",
+            hint="Use 1 to 64 characters of a-z, 0-9, '.', '_', '-', starting with a letter or digit.",
+        )
+    return name
+
+
+def parsed_ref(ref: str) -> tuple[str, int | None]:
+    """Split `name` or `name:version`; None stands for the newest version.
+
+    Raises:
+        InvalidName: the name or the version cannot be one.
+    """
+    name, colon, version = ref.partition(":")
+    if colon and not re.fullmatch(r"[1-9][0-9]{0,8}", version):
+        raise InvalidName(
+            f"{version[:80]!r} is not an engine version.", hint="Versions are 1, 2, …; leave it out for the newest."
+        )
+    return checked_name(name), int(version) if colon else None

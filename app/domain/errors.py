@@ -1,0 +1,308 @@
+"""What can go wrong, in words for the person who has to act.
+
+Each leaf has a unique `code` and a paragraph in `docs/errors.md`. The families below decide the HTTP status
+(in `api.problems`, nowhere else); `BuildFailed` never becomes a status: it is a job's `failure`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """An expected failure: what was found and wanted (`detail`), and what to do (`hint`).
+
+    `detail` and `hint` reach the client: no paths of this machine, no secrets.
+    """
+
+    code: ClassVar[str] = "service_error"
+    title: ClassVar[str] = "The request failed"
+
+    def __init__(self, detail: str, *, hint: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+
+
+class InvalidInput(ServiceError):
+    """The request can never succeed as it is (422)."""
+
+
+class NotFound(ServiceError):
+    """Nothing of that name or id is stored (404)."""
+
+
+class Conflict(ServiceError):
+    """The request contradicts the state of what it names (409)."""
+
+
+class TooLarge(ServiceError):
+    """A limit of size was passed (413)."""
+
+
+class Unsupported(ServiceError):
+    """The content type is not one that this endpoint reads (415)."""
+
+
+class Unavailable(ServiceError):
+    """It may succeed later (503, Retry-After)."""
+
+    retry_after_s: ClassVar[int] = 1
+
+
+class RunFailed(ServiceError):
+    """The engine itself failed on input that passed every check (500)."""
+
+
+class BuildFailed(ServiceError):
+    """A build step failed; becomes the job's `failure`."""
+
+
+# --- input -----------------------------------------------------------------------------------------------------
+
+
+class InvalidRequest(InvalidInput):
+    code = "invalid_request"
+    title = "The request is malformed"
+
+
+class InvalidName(InvalidInput):
+    code = "invalid_name"
+    title = "Not a name that an engine can have"
+
+
+class InvalidOption(InvalidInput):
+    code = "invalid_option"
+    title = "An option is unknown or has a value it cannot have"
+
+
+class InvalidShape(InvalidInput):
+    code = "invalid_shape"
+    title = "A shape cannot be read or contradicts itself"
+
+
+class EmptyUpload(InvalidInput):
+    code = "empty_upload"
+    title = "The uploaded file is empty"
+
+
+class ModelRejected(InvalidInput):
+    code = "model_rejected"
+    title = "The upload is not a network that this service reads"
+
+
+class ArchiveRejected(InvalidInput):
+    code = "archive_rejected"
+    title = "The calibration archive cannot be used"
+
+
+class ImageRejected(InvalidInput):
+    code = "image_rejected"
+    title = "The image cannot be decoded"
+
+
+class TensorRejected(InvalidInput):
+    code = "tensor_rejected"
+    title = "A tensor does not fit the engine's signature"
+
+
+class RecipeMissing(InvalidInput):
+    code = "recipe_missing"
+    title = "The engine has no preprocessing recipe, so it cannot take images"
+
+
+class PrecisionUnsupported(InvalidInput):
+    code = "precision_unsupported"
+    title = "The backend cannot build this precision"
+
+
+class BackendMissing(InvalidInput):
+    code = "backend_missing"
+    title = "The backend is not available on this device"
+
+
+# --- not found, conflict -----------------------------------------------------------------------------------------
+
+
+class RouteNotFound(NotFound):
+    code = "route_not_found"
+    title = "There is nothing at this address"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+    title = "No such model"
+
+
+class CalibrationNotFound(NotFound):
+    code = "calibration_not_found"
+    title = "No such calibration set"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+    title = "No such job"
+
+
+class EngineNotFound(NotFound):
+    code = "engine_not_found"
+    title = "No such engine"
+
+
+class JobStateConflict(Conflict):
+    code = "job_state"
+    title = "The job is in a state that does not allow this"
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency_conflict"
+    title = "The Idempotency-Key was used for another request"
+
+
+class InUse(Conflict):
+    code = "in_use"
+    title = "Something else still needs it"
+
+
+# --- size, media type ----------------------------------------------------------------------------------------------
+
+
+class UploadTooLarge(TooLarge):
+    code = "upload_too_large"
+    title = "The upload is larger than this service accepts"
+
+
+class BodyTooLarge(TooLarge):
+    code = "body_too_large"
+    title = "The request body is larger than this endpoint accepts"
+
+
+class MediaTypeUnsupported(Unsupported):
+    code = "media_type_unsupported"
+    title = "The content type is not one that this endpoint reads"
+
+
+# --- later, perhaps ------------------------------------------------------------------------------------------------
+
+
+class QueueFull(Unavailable):
+    code = "queue_full"
+    title = "Too many requests wait for this engine"
+
+
+class EngineTooLarge(Unavailable):
+    code = "engine_too_large"
+    title = "There is no room in memory for the engine"
+    retry_after_s = 10
+
+
+class EngineStale(Unavailable):
+    code = "engine_stale"
+    title = "The engine was built for another device or runtime version"
+    retry_after_s = 30
+
+
+class EngineUnloadable(Unavailable):
+    code = "engine_unloadable"
+    title = "The runtime refused to load the engine"
+    retry_after_s = 30
+
+
+class DiskFull(Unavailable):
+    code = "disk_full"
+    title = "There is not enough free disk space"
+    retry_after_s = 60
+
+
+class StorageBusy(Unavailable):
+    code = "storage_busy"
+    title = "The job database is busy"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+    title = "The service is stopping"
+    retry_after_s = 5
+
+
+class ExecutionFailed(RunFailed):
+    code = "execution_failed"
+    title = "The engine failed while it ran"
+
+
+# --- builds: codes of a job's `failure` ------------------------------------------------------------------------------
+
+
+class ModelInvalid(BuildFailed):
+    code = "model_invalid"
+    title = "The ONNX checker refused the model"
+
+
+class OperatorUnsupported(BuildFailed):
+    code = "operator_unsupported"
+    title = "The model uses operators that the backend lacks"
+
+
+class OpsetUnsupported(BuildFailed):
+    code = "opset_unsupported"
+    title = "The model's opset or IR version is not one that the backend reads"
+
+
+class ExternalDataMissing(BuildFailed):
+    code = "external_data_missing"
+    title = "The model's weights are in files that were not uploaded"
+
+
+class DTypeUnsupported(BuildFailed):
+    code = "dtype_unsupported"
+    title = "An input or output has an element type that engines cannot carry"
+
+
+class ShapesNeeded(BuildFailed):
+    code = "shapes_needed"
+    title = "The model's dynamic axes need shapes"
+
+
+class ShapesContradict(BuildFailed):
+    code = "shapes_contradict"
+    title = "The requested shapes do not fit the model"
+
+
+class PreprocessContradicts(BuildFailed):
+    code = "preprocess_contradicts"
+    title = "The preprocessing recipe does not fit the model's input"
+
+
+class CompileFailed(BuildFailed):
+    code = "compile_failed"
+    title = "The backend could not compile the model"
+
+
+class SourceFailed(BuildFailed):
+    code = "source_failed"
+    title = "The uploaded model itself fails when it runs"
+
+
+class AccuracyLost(BuildFailed):
+    code = "accuracy_lost"
+    title = "The engine's answers differ too much from the model's"
+
+
+class BuildTimedOut(BuildFailed):
+    code = "build_timed_out"
+    title = "The build passed its time limit"
+
+
+class BuildKilled(BuildFailed):
+    code = "build_killed"
+    title = "The build was ended by the system"
+
+
+class BuildCrashed(BuildFailed):
+    code = "build_crashed"
+    title = "The build process ended without a result"
+
+
+class WorkerLost(BuildFailed):
+    code = "worker_lost"
+    title = "The worker was lost too often while it built this"

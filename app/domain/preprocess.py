@@ -1,0 +1,225 @@
+"""How an image becomes one row of a model's input: the recipe, and the one function that applies it.
+
+Calibration, verification and inference all go through `row_from_image`, so that an engine is calibrated and
+proven on exactly what it will see.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+
+# OpenCV reads this once, when it is first imported: an image with more pixels than this is refused before its
+# pixels are allocated. 10^8 pixels are 300 MB once decoded.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(10**8))
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain.errors import ImageRejected, InvalidOption
+from app.domain.tensors import DType, Shape, Tensor, TensorSpec
+
+Image = NDArray[np.uint8]  # (height, width, 3), B, G, R as OpenCV decodes it, or (height, width) when grey
+
+
+class Resize(str, Enum):
+    STRETCH = "stretch"  # both axes to the target, aspect ratio lost
+    LETTERBOX = "letterbox"  # aspect ratio kept, the rest filled with `pad`, image centred
+    CENTER_CROP = "center_crop"  # shorter side to target / crop, then the centre is cut out (torchvision's way)
+
+
+class Color(str, Enum):
+    RGB = "rgb"
+    BGR = "bgr"
+    GRAY = "gray"  # one channel
+
+
+class Layout(str, Enum):
+    NCHW = "nchw"
+    NHWC = "nhwc"
+
+
+class Interpolation(str, Enum):
+    LINEAR = "linear"  # cv2.INTER_LINEAR: no antialiasing when it shrinks
+    AREA = "area"  # cv2.INTER_AREA when it shrinks (nearest to PIL's antialiased resize), linear when it enlarges
+    NEAREST = "nearest"
+    CUBIC = "cubic"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Recipe from a decoded image to one row of `input`: resize, colour, then (pixel · scale − mean) / std."""
+
+    input: str  # name of the model's input
+    width: int  # pixels
+    height: int  # pixels
+    resize: Resize = Resize.STRETCH
+    color: Color = Color.RGB
+    scale: float = 1 / 255  # pixels are 0..255 before
+    mean: tuple[float, ...] = (0.0,)  # one for all channels or one a channel, of scaled values
+    std: tuple[float, ...] = (1.0,)
+    layout: Layout = Layout.NCHW
+    dtype: DType = DType.FLOAT32
+    interpolation: Interpolation = Interpolation.AREA
+    crop: float = 0.875  # CENTER_CROP only: target length / length of the resized shorter side (224 / 256)
+    pad: int = 114  # LETTERBOX only: value 0..255 of the border
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.width <= 16384 and 1 <= self.height <= 16384):
+            raise InvalidOption(
+                f"The recipe's size is {self.width}×{self.height} pixels.",
+                hint="Give a width and height from 1 to 16384.",
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise InvalidOption(
+                    f"The recipe's {name} has {len(values)} values; {self.color.value} has {self.channels} channels.",
+                    hint=f"Give 1 or {self.channels} values.",
+                )
+        numbers = (self.scale, *self.mean, *self.std)
+        if not all(np.isfinite(numbers)) or 0 in self.std or self.scale == 0:
+            raise InvalidOption(
+                "The recipe's scale and std must be finite and not 0, its mean finite.",
+                hint="For ImageNet: scale 1/255, mean 0.485,0.456,0.406, std 0.229,0.224,0.225.",
+            )
+        if not 0.1 <= self.crop <= 1 or not 0 <= self.pad <= 255:
+            raise InvalidOption(
+                f"The recipe's crop is {self.crop} and its pad {self.pad}.",
+                hint="crop lies between 0.1 and 1, pad between 0 and 255.",
+            )
+
+    @property
+    def channels(self) -> int:
+        return 1 if self.color is Color.GRAY else 3
+
+    @property
+    def row_shape(self) -> Shape:
+        """Shape of one row, without the batch axis."""
+        if self.layout is Layout.NCHW:
+            return (self.channels, self.height, self.width)
+        return (self.height, self.width, self.channels)
+
+
+def default_preprocess(spec: TensorSpec) -> Preprocess | None:
+    """The recipe that an image-shaped input suggests, or None when it is not image-shaped.
+
+    Image-shaped: four axes, 1 or 3 channels in axis 1 or axis 3, fixed height and width. Values are scaled to
+    0..1 for float inputs and left at 0..255 for uint8.
+    """
+    if len(spec.shape) != 4 or not (spec.dtype.is_float or spec.dtype is DType.UINT8):
+        return None
+    for layout, channels, height, width in (
+        (Layout.NCHW, *spec.shape[1:]),
+        (Layout.NHWC, spec.shape[3], spec.shape[1], spec.shape[2]),
+    ):
+        if channels in (1, 3) and height > 0 and width > 0:
+            return Preprocess(
+                input=spec.name,
+                width=width,
+                height=height,
+                color=Color.GRAY if channels == 1 else Color.RGB,
+                scale=1.0 if spec.dtype is DType.UINT8 else 1 / 255,
+                layout=layout,
+                dtype=spec.dtype,
+            )
+    return None
+
+
+def decoded(data: bytes | memoryview, color: Color) -> Image:
+    """Decode a jpeg, png, bmp or webp, turned upright by its EXIF orientation.
+
+    Returns:
+        (height, width) uint8 for grey, else (height, width, 3) uint8 in the order B, G, R.
+
+    Raises:
+        ImageRejected: not an image, damaged, or more than 10^8 pixels.
+    """
+    flag = cv2.IMREAD_GRAYSCALE if color is Color.GRAY else cv2.IMREAD_COLOR
+    image = None
+    if len(data):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        except cv2.error as error:
+            raise ImageRejected(
+                "The image has too many pixels or is damaged.", hint="Send an image of at most 100 megapixels."
+            ) from error
+    if image is None:
+        raise ImageRejected(
+            f"The {len(data)} bytes are not an image that can be decoded.", hint="Send a jpeg, png, bmp or webp file."
+        )
+    return np.asarray(image, dtype=np.uint8)
+
+
+def row_from_image(data: bytes | memoryview, recipe: Preprocess) -> Tensor:
+    """Turn an encoded image into one row of the recipe's input.
+
+    Returns:
+        Shape `recipe.row_shape`, dtype `recipe.dtype`, C-contiguous.
+
+    Raises:
+        ImageRejected: the image cannot be decoded.
+
+    Source:
+        torchvision's Normalize: (pixel / 255 - mean) / std.
+    """
+    return _normalised(_resized(decoded(data, recipe.color), recipe), recipe)
+
+
+def _resized(image: Image, recipe: Preprocess) -> Image:
+    height, width = image.shape[:2]
+    if recipe.resize is Resize.STRETCH:
+        return _scaled(image, recipe.width, recipe.height, recipe.interpolation)
+    if recipe.resize is Resize.LETTERBOX:
+        ratio = min(recipe.width / width, recipe.height / height)
+        inner_width = min(recipe.width, max(1, round(width * ratio)))
+        inner_height = min(recipe.height, max(1, round(height * ratio)))
+        inner = _scaled(image, inner_width, inner_height, recipe.interpolation)
+        canvas = np.full((recipe.height, recipe.width, *image.shape[2:]), recipe.pad, np.uint8)
+        top, left = (recipe.height - inner_height) // 2, (recipe.width - inner_width) // 2
+        canvas[top : top + inner_height, left : left + inner_width] = inner
+        return canvas
+    ratio = max(recipe.width / (width * recipe.crop), recipe.height / (height * recipe.crop))
+    outer_width = max(recipe.width, round(width * ratio))
+    outer_height = max(recipe.height, round(height * ratio))
+    outer = _scaled(image, outer_width, outer_height, recipe.interpolation)
+    top, left = round((outer_height - recipe.height) / 2), round((outer_width - recipe.width) / 2)
+    return outer[top : top + recipe.height, left : left + recipe.width]
+
+
+def _scaled(image: Image, width: int, height: int, interpolation: Interpolation) -> Image:
+    if image.shape[1] == width and image.shape[0] == height:
+        return image
+    shrinks = width < image.shape[1] or height < image.shape[0]
+    method = {
+        Interpolation.LINEAR: cv2.INTER_LINEAR,
+        Interpolation.AREA: cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
+        Interpolation.NEAREST: cv2.INTER_NEAREST,
+        Interpolation.CUBIC: cv2.INTER_CUBIC,
+    }[interpolation]
+    return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
+
+
+def _normalised(image: Image, recipe: Preprocess) -> Tensor:
+    channels = recipe.channels
+    # (pixel · scale − mean) / std as one multiplication and one addition a channel, written straight into the
+    # row: 0.06 ms for 224², against 0.50 ms for the formula over whole arrays.
+    std = np.broadcast_to(np.asarray(recipe.std, np.float64), channels)
+    factor = recipe.scale / std
+    offset = -np.broadcast_to(np.asarray(recipe.mean, np.float64), channels) / std
+    row = np.empty(recipe.row_shape, recipe.dtype.numpy)
+    planes = row if recipe.layout is Layout.NCHW else np.moveaxis(row, 2, 0)
+    for channel in range(channels):
+        source = image if channels == 1 else image[:, :, 2 - channel if recipe.color is Color.RGB else channel]
+        if recipe.dtype is DType.FLOAT32:
+            plane = planes[channel]
+            np.multiply(source, np.float32(factor[channel]), out=plane, dtype=np.float32)
+            if offset[channel]:
+                np.add(plane, np.float32(offset[channel]), out=plane)
+        elif factor[channel] == 1 and offset[channel] == 0:
+            planes[channel] = source
+        else:
+            scaled = source * factor[channel] + offset[channel]
+            planes[channel] = scaled if recipe.dtype.is_float else np.clip(np.rint(scaled), 0, 255)
+    return row

@@ -1,0 +1,59 @@
+"""Settings: the only reader of the environment. Each field is described in docs/configuration.md (tested)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every setting has a default that works; the environment overrides it as JETFORGE_<NAME>."""
+
+    model_config = SettingsConfigDict(env_prefix="JETFORGE_", frozen=True, extra="ignore")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    data_dir: Path = Field(
+        Path("~/.local/share/jetforge"), description="Folder of the database, the artefacts, work folders and logs."
+    )
+    database_url: str = Field(
+        "", description="SQLAlchemy URL of the job database (SQLite); empty: jetforge.db in data_dir."
+    )
+    log_level: str = Field("info", description="debug, info, warning or error.")
+
+    max_upload_mib: int = Field(4096, ge=1, description="Largest model or calibration archive, in MiB.")
+    max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
+    min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")
+    max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")
+    max_calibration_mib: int = Field(8192, ge=1, description="Largest unpacked size of a calibration archive, in MiB.")
+
+    build_timeout_s: float = Field(3600, gt=0, description="Time limit of one build attempt, in seconds.")
+    build_attempts: int = Field(3, ge=1, description="Times that a job is started before a lost worker fails it.")
+    heartbeat_s: float = Field(5, gt=0, description="Seconds between the heartbeats of a running job.")
+    lost_after_s: float = Field(60, gt=0, description="A running job without a heartbeat for so long is requeued.")
+    keep_failed_builds: int = Field(5, ge=0, description="Work folders of failed jobs that are kept for a look.")
+    orphan_age_s: float = Field(
+        3600, ge=0, description="Age after which an artefact that nothing refers to, or a half-written one, is swept."
+    )
+
+    engine_memory_mib: int = Field(
+        0, ge=0, description="Memory budget of warm engines, in MiB; 0: half of what is free at the start."
+    )
+    keep_alive_s: float = Field(
+        1800, ge=0, description="Seconds that an unused engine stays warm; 0: until the room is needed."
+    )
+    contexts: int = Field(2, ge=1, le=64, description="Contexts (parallel runs) of each warm engine.")
+    batch_rows_max: int = Field(
+        32, ge=1, description="Most rows joined into one run, when the build set no max_shapes."
+    )
+    queue_rows_max: int = Field(256, ge=1, description="Requests that may wait for one engine; more are answered 503.")
+
+    @property
+    def root(self) -> Path:
+        return self.data_dir.expanduser().absolute()
+
+    @property
+    def url(self) -> str:
+        return self.database_url or f"sqlite:///{self.root / 'jetforge.db'}"
