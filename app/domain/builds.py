@@ -140,12 +140,25 @@ class BuiltEngine:
 
 
 @dataclass(frozen=True)
+class Publication:
+    """An engine about to get its version: `built` under `name`."""
+
+    name: str
+    key: str  # engine_key(): equal keys are one engine
+    blob: Digest  # the engine file
+    model: Digest
+    calibration: Digest | None
+    options: BuildOptions
+    built: BuiltEngine
+
+
+@dataclass(frozen=True)
 class EngineRecord:
     """A published engine, `name:version`."""
 
     name: str
-    version: int  # 1, 2, …
-    key: str  # engine_key(): equal keys are one engine
+    version: int  # 1, 2, …; never given twice
+    key: str
     blob: Digest
     model: Digest
     calibration: Digest | None

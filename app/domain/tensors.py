@@ -88,6 +88,14 @@ class Signature:
     ranges: Mapping[str, ShapeRange] = field(default_factory=dict)
     rows_max: int = 1
 
+    @property
+    def is_classifier(self) -> bool:
+        """Whether there is one floating output of shape (rows, classes) with at least two classes."""
+        if len(self.outputs) != 1 or not self.outputs[0].dtype.is_float:
+            return False
+        shape = self.outputs[0].shape
+        return len(shape) == 2 and (shape[1] > 1 or shape[1] == ANY)
+
     def input(self, name: str) -> TensorSpec:
         """The input of that name.
 
