@@ -182,6 +182,11 @@ class MediaTypeUnsupported(Unsupported):
     title = "The content type is not one that this endpoint reads"
 
 
+class FeatureUnsupported(Unsupported):
+    code = "feature_unsupported"
+    title = "An optional part of the protocol that this service does not have"
+
+
 # --- later, perhaps ------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +224,12 @@ class StorageBusy(Unavailable):
     title = "The job database is busy"
 
 
+class DatabaseNewer(Unavailable):
+    code = "database_newer"
+    title = "The job database was written by a newer version"
+    retry_after_s = 60
+
+
 class ShuttingDown(Unavailable):
     code = "shutting_down"
     title = "The service is stopping"
@@ -228,6 +239,14 @@ class ShuttingDown(Unavailable):
 class ExecutionFailed(RunFailed):
     code = "execution_failed"
     title = "The engine failed while it ran"
+
+
+# --- start-up: printed by the command, never answered to a request ---------------------------------------------------
+
+
+class StartRefused(ServiceError):
+    code = "start_refused"
+    title = "The service cannot start like this"
 
 
 # --- builds: codes of a job's `failure` ------------------------------------------------------------------------------
@@ -271,6 +290,11 @@ class ShapesContradict(BuildFailed):
 class PreprocessContradicts(BuildFailed):
     code = "preprocess_contradicts"
     title = "The preprocessing recipe does not fit the model's input"
+
+
+class LabelsContradict(BuildFailed):
+    code = "labels_contradict"
+    title = "The labels do not fit the model's output"
 
 
 class CompileFailed(BuildFailed):

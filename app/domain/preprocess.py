@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 # OpenCV reads this once, when it is first imported: an image with more pixels than this is refused before its
 # pixels are allocated. 10^8 pixels are 300 MB once decoded.
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from app.domain.errors import ImageRejected, InvalidOption
 from app.domain.tensors import DType, Shape, Tensor, TensorSpec
 
+PIXELS_MAX = 10**8  # of a resized image, before its centre is cut out
 Image = NDArray[np.uint8]  # (height, width, 3), B, G, R as OpenCV decodes it, or (height, width) when grey
 
 
@@ -46,6 +48,9 @@ class Interpolation(str, Enum):
     AREA = "area"  # cv2.INTER_AREA when it shrinks (nearest to PIL's antialiased resize), linear when it enlarges
     NEAREST = "nearest"
     CUBIC = "cubic"
+
+
+INTEGERS = (DType.UINT8, DType.INT8, DType.UINT16, DType.INT16, DType.UINT32, DType.INT32)  # float64 holds them all
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,10 @@ class Preprocess:
                     f"The recipe's {name} has {len(values)} values; {self.color.value} has {self.channels} channels.",
                     hint=f"Give 1 or {self.channels} values.",
                 )
+        if not self.dtype.is_float and self.dtype not in INTEGERS:
+            raise InvalidOption(
+                f"The recipe's dtype is {self.dtype.value}.", hint="Use a float type or an integer of at most 32 bits."
+            )
         numbers = (self.scale, *self.mean, *self.std)
         if not all(np.isfinite(numbers)) or 0 in self.std or self.scale == 0:
             raise InvalidOption(
@@ -100,6 +109,21 @@ class Preprocess:
         if self.layout is Layout.NCHW:
             return (self.channels, self.height, self.width)
         return (self.height, self.width, self.channels)
+
+
+# Recipes by name, as fields of Preprocess: what the usual training scripts do.
+PRESETS: dict[str, dict[str, Any]] = {
+    "unit": {"scale": 1 / 255},  # 0..1
+    "raw": {"scale": 1.0},  # 0..255
+    "imagenet": {  # torchvision's classification networks
+        "resize": "center_crop",
+        "crop": 0.875,
+        "scale": 1 / 255,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+    },
+    "yolo": {"resize": "letterbox", "pad": 114, "scale": 1 / 255, "interpolation": "linear"},  # Ultralytics
+}
 
 
 def default_preprocess(spec: TensorSpec) -> Preprocess | None:
@@ -168,21 +192,44 @@ def row_from_image(data: bytes | memoryview, recipe: Preprocess) -> Tensor:
 
 
 def _resized(image: Image, recipe: Preprocess) -> Image:
-    height, width = image.shape[:2]
     if recipe.resize is Resize.STRETCH:
         return _scaled(image, recipe.width, recipe.height, recipe.interpolation)
     if recipe.resize is Resize.LETTERBOX:
-        ratio = min(recipe.width / width, recipe.height / height)
-        inner_width = min(recipe.width, max(1, round(width * ratio)))
-        inner_height = min(recipe.height, max(1, round(height * ratio)))
-        inner = _scaled(image, inner_width, inner_height, recipe.interpolation)
-        canvas = np.full((recipe.height, recipe.width, *image.shape[2:]), recipe.pad, np.uint8)
-        top, left = (recipe.height - inner_height) // 2, (recipe.width - inner_width) // 2
-        canvas[top : top + inner_height, left : left + inner_width] = inner
-        return canvas
-    ratio = max(recipe.width / (width * recipe.crop), recipe.height / (height * recipe.crop))
-    outer_width = max(recipe.width, round(width * ratio))
-    outer_height = max(recipe.height, round(height * ratio))
+        return _letterboxed(image, recipe)
+    return _center_cropped(image, recipe)
+
+
+def _letterboxed(image: Image, recipe: Preprocess) -> Image:
+    height, width = image.shape[:2]
+    ratio = min(recipe.width / width, recipe.height / height)
+    inner_width = min(recipe.width, max(1, round(width * ratio)))
+    inner_height = min(recipe.height, max(1, round(height * ratio)))
+    inner = _scaled(image, inner_width, inner_height, recipe.interpolation)
+    canvas = np.full((recipe.height, recipe.width, *image.shape[2:]), recipe.pad, np.uint8)
+    top, left = (recipe.height - inner_height) // 2, (recipe.width - inner_width) // 2
+    canvas[top : top + inner_height, left : left + inner_width] = inner
+    return canvas
+
+
+def _center_cropped(image: Image, recipe: Preprocess) -> Image:
+    """Resize until `crop` of the tighter axis is the target, then cut out the centre.
+
+    Source:
+        torchvision's Resize(round(size / crop)) and CenterCrop(size): the longer side is rounded down.
+    """
+    height, width = image.shape[:2]
+    if recipe.width * height >= recipe.height * width:  # the width is the tighter axis
+        outer_width = round(recipe.width / recipe.crop)
+        outer_height = max(recipe.height, outer_width * height // width)
+    else:
+        outer_height = round(recipe.height / recipe.crop)
+        outer_width = max(recipe.width, outer_height * width // height)
+    if outer_width * outer_height > PIXELS_MAX:
+        raise ImageRejected(
+            f"The image is {width}×{height} pixels: too long and narrow to cut a"
+            f" {recipe.width}×{recipe.height} centre out of it.",
+            hint="Crop it before sending, or build the engine with the letterbox or stretch recipe.",
+        )
     outer = _scaled(image, outer_width, outer_height, recipe.interpolation)
     top, left = round((outer_height - recipe.height) / 2), round((outer_width - recipe.width) / 2)
     return outer[top : top + recipe.height, left : left + recipe.width]
@@ -202,24 +249,33 @@ def _scaled(image: Image, width: int, height: int, interpolation: Interpolation)
 
 
 def _normalised(image: Image, recipe: Preprocess) -> Tensor:
-    channels = recipe.channels
     # (pixel · scale − mean) / std as one multiplication and one addition a channel, written straight into the
     # row: 0.06 ms for 224², against 0.50 ms for the formula over whole arrays.
-    std = np.broadcast_to(np.asarray(recipe.std, np.float64), channels)
-    factor = recipe.scale / std
-    offset = -np.broadcast_to(np.asarray(recipe.mean, np.float64), channels) / std
+    std = np.broadcast_to(np.asarray(recipe.std, np.float64), recipe.channels)
+    factors = recipe.scale / std
+    offsets = -np.broadcast_to(np.asarray(recipe.mean, np.float64), recipe.channels) / std
     row = np.empty(recipe.row_shape, recipe.dtype.numpy)
     planes = row if recipe.layout is Layout.NCHW else np.moveaxis(row, 2, 0)
-    for channel in range(channels):
-        source = image if channels == 1 else image[:, :, 2 - channel if recipe.color is Color.RGB else channel]
-        if recipe.dtype is DType.FLOAT32:
-            plane = planes[channel]
-            np.multiply(source, np.float32(factor[channel]), out=plane, dtype=np.float32)
-            if offset[channel]:
-                np.add(plane, np.float32(offset[channel]), out=plane)
-        elif factor[channel] == 1 and offset[channel] == 0:
-            planes[channel] = source
+    for channel, (factor, offset) in enumerate(zip(factors, offsets, strict=True)):
+        if recipe.color is Color.GRAY:
+            source = image
         else:
-            scaled = source * factor[channel] + offset[channel]
-            planes[channel] = scaled if recipe.dtype.is_float else np.clip(np.rint(scaled), 0, 255)
+            source = image[:, :, 2 - channel if recipe.color is Color.RGB else channel]
+        _fill(planes[channel], source, float(factor), float(offset))
     return row
+
+
+def _fill(plane: Tensor, source: Image, factor: float, offset: float) -> None:
+    """Write source · factor + offset, rounded and clipped where the plane holds integers."""
+    if plane.dtype == np.float32:
+        np.multiply(source, np.float32(factor), out=plane, dtype=np.float32)
+        if offset:
+            np.add(plane, np.float32(offset), out=plane)
+    elif factor == 1 and offset == 0 and plane.dtype != np.int8:  # every pixel fits
+        plane[:] = source
+    else:
+        scaled = source * factor + offset
+        if plane.dtype.kind != "f":
+            limits = np.iinfo(plane.dtype)
+            scaled = np.clip(np.rint(scaled), limits.min, limits.max)
+        plane[:] = scaled

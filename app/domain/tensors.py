@@ -124,7 +124,8 @@ def check_inputs(tensors: Mapping[str, Tensor], signature: Signature) -> None:
     """Refuse tensors that the engine cannot take.
 
     Raises:
-        TensorRejected: an input is missing, unknown, or of another dtype or shape.
+        TensorRejected: an input is missing, unknown, or of another dtype or shape; or, where axis 0 is a batch
+            axis, the inputs have no rows or differ in them.
     """
     for name in tensors:
         signature.input(name)
@@ -134,12 +135,14 @@ def check_inputs(tensors: Mapping[str, Tensor], signature: Signature) -> None:
                 f"The input {spec.name!r} is missing.", hint=f"Send every input: {described(signature.inputs)}."
             )
         _check(tensors[spec.name], spec, signature.ranges.get(spec.name))
+    if signature.rows_max > 1:
+        _check_rows({spec.name: tensors[spec.name].shape[0] for spec in signature.inputs})
 
 
 def _check(tensor: Tensor, spec: TensorSpec, allowed: ShapeRange | None) -> None:
     if tensor.dtype != spec.dtype.numpy:
         raise TensorRejected(
-            f"The input {spec.name!r} has dtype {tensor.dtype.name}; the engine wants {spec.dtype.value}.",
+            f"The input {spec.name!r} has dtype {_dtype_text(tensor.dtype)}; the engine wants {spec.dtype.value}.",
             hint=f"Convert it before sending, for example with numpy's astype('{spec.dtype.value}').",
         )
     if not spec.fits(tensor.shape):
@@ -154,3 +157,17 @@ def _check(tensor: Tensor, spec: TensorSpec, allowed: ShapeRange | None) -> None
             f" {shape_text(allowed.min)} to {shape_text(allowed.max)}.",
             hint="Split the request, or build the engine with max_shapes that include this one.",
         )
+
+
+def _check_rows(rows: Mapping[str, int]) -> None:
+    # Inputs that differ in rows might broadcast, and joined with other requests they would spoil the answers of all.
+    if len(set(rows.values())) > 1 or 0 in rows.values():
+        counts = ", ".join(f"{name} {count}" for name, count in rows.items())
+        raise TensorRejected(
+            f"The inputs' rows (lengths along axis 0) are: {counts}.",
+            hint="Send the same number of rows, at least 1, for every input.",
+        )
+
+
+def _dtype_text(dtype: np.dtype[Any]) -> str:
+    return dtype.name if dtype.isnative else f"{dtype.name} in foreign byte order"

@@ -1,0 +1,246 @@
+"""What is stored: source models, calibration sets, engines and their versions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy.dialects import sqlite
+
+from app.domain.builds import (
+    CalibrationSet,
+    Digest,
+    EngineRecord,
+    Publication,
+    SourceModel,
+    parsed_ref,
+)
+from app.domain.errors import (
+    CalibrationNotFound,
+    EngineNotFound,
+    InUse,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+)
+from app.domain.jobs import JobState
+from app.storage.database import Database
+from app.storage.history import raise_revision
+from app.storage.tables import as_domain, calibrations, engine_names, engines, jobs, models
+
+Upload = TypeVar("Upload", bound=SourceModel | CalibrationSet)
+UNFINISHED = [state for state in JobState if not state.is_final]
+
+
+class Catalogue:
+    """Records only: the bytes are in the artefact store, under the digests named here."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._models = _Uploads(database, models, SourceModel, "model", ModelNotFound)
+        self._calibrations = _Uploads(database, calibrations, CalibrationSet, "calibration", CalibrationNotFound)
+
+    def add_model(self, model: SourceModel) -> SourceModel:
+        """Record a model; the one recorded first, if its digest is known."""
+        return self._models.add(model)
+
+    def model(self, digest: str) -> SourceModel:
+        """Raises ModelNotFound."""
+        return self._models.get(digest)
+
+    def models(self, after: str | None = None, limit: int = 50) -> list[SourceModel]:
+        """Newest first, those older than the model `after`; raises InvalidRequest when that is unknown."""
+        return self._models.page(after, limit)
+
+    def delete_model(self, digest: str) -> None:
+        """Forget a model; a sweep removes its bytes. Raises ModelNotFound, InUse."""
+        self._models.delete(digest)
+
+    def add_calibration(self, calibration: CalibrationSet) -> CalibrationSet:
+        """Record a calibration set; the one recorded first, if its digest is known."""
+        return self._calibrations.add(calibration)
+
+    def calibration(self, digest: str) -> CalibrationSet:
+        """Raises CalibrationNotFound."""
+        return self._calibrations.get(digest)
+
+    def calibrations(self, after: str | None = None, limit: int = 50) -> list[CalibrationSet]:
+        """Newest first, those older than the set `after`; raises InvalidRequest when that is unknown."""
+        return self._calibrations.page(after, limit)
+
+    def delete_calibration(self, digest: str) -> None:
+        """Forget a calibration set; a sweep removes its bytes. Raises CalibrationNotFound, InUse."""
+        self._calibrations.delete(digest)
+
+    def engine(self, name: str, version: int | None = None) -> EngineRecord:
+        """The engine `name:version`; None stands for the newest version.
+
+        Raises:
+            EngineNotFound: its hint names the versions that exist.
+        """
+        with self._database.reader() as connection:
+            return _engine(connection, name, version)
+
+    def engine_by_key(self, key: str) -> EngineRecord | None:
+        """The newest engine of that key, under whatever name; None when there is none."""
+        query = select(engines).where(engines.c.key == key).order_by(engines.c.seq.desc()).limit(1)
+        with self._database.reader() as connection:
+            row = connection.execute(query).one_or_none()
+        return None if row is None else as_domain(EngineRecord, row)
+
+    def engines(self, name: str | None = None, after: str | None = None, limit: int = 50) -> list[EngineRecord]:
+        """Newest first.
+
+        Args:
+            name: only versions of this engine.
+            after: `name:version`; only engines published before it.
+
+        Raises:
+            InvalidRequest: `after` names no engine.
+        """
+        query = select(engines).order_by(engines.c.seq.desc()).limit(limit)
+        if name is not None:
+            query = query.where(engines.c.name == name)
+        with self._database.reader() as connection:
+            if after is not None:
+                engine, version = parsed_ref(after)
+                known = select(engines.c.seq).where(engines.c.name == engine, engines.c.version == version)
+                query = query.where(engines.c.seq < _cursor(connection.scalar(known), after))
+            return [as_domain(EngineRecord, row) for row in connection.execute(query)]
+
+    def delete_engine(self, name: str, version: int) -> None:
+        """Forget an engine; a sweep removes its bytes, and its version is not given again. Raises EngineNotFound."""
+        with self._database.writer() as connection:
+            _engine(connection, name, version)
+            connection.execute(delete(engines).where(engines.c.name == name, engines.c.version == version))
+            raise_revision(connection)
+
+    def blob_in_use(self, digest: Digest) -> bool:
+        """Whether a model, a calibration set, an engine or an unfinished job refers to these bytes."""
+        return digest in self.digests()
+
+    def digests(self) -> set[Digest]:
+        """Everything that a model, a calibration set, an engine or an unfinished job refers to."""
+        unfinished = jobs.c.state.in_(UNFINISHED)
+        columns = (models.c.digest, calibrations.c.digest, engines.c.blob, engines.c.model, engines.c.calibration)
+        queries = [
+            *(select(column).distinct() for column in columns),
+            *(select(column).where(unfinished) for column in (jobs.c.model, jobs.c.calibration)),
+        ]
+        with self._database.reader() as connection:
+            found = {digest for query in queries for digest in connection.scalars(query)}
+        return found - {None}
+
+
+def publish(connection: Connection, publication: Publication, now: datetime) -> EngineRecord:
+    """Give an engine its version, in the caller's transaction; a version of the same name and key stays the one."""
+    same = (
+        select(engines)
+        .where(engines.c.key == publication.key, engines.c.name == publication.name)
+        .order_by(engines.c.seq.desc())
+        .limit(1)
+    )
+    row = connection.execute(same).one_or_none()
+    if row is not None:
+        return as_domain(EngineRecord, row)
+    counted = (
+        sqlite.insert(engine_names)
+        .values(name=publication.name, last_version=1)
+        .on_conflict_do_update(index_elements=["name"], set_={"last_version": engine_names.c.last_version + 1})
+        .returning(engine_names.c.last_version)
+    )
+    version = connection.execute(counted).scalar_one()
+    published = insert(engines).values(**vars(publication), version=version, created_at=now).returning(*engines.c)
+    record = as_domain(EngineRecord, connection.execute(published).one())
+    raise_revision(connection)
+    return record
+
+
+def is_published(connection: Connection, publication: Publication) -> bool:
+    """Whether an engine, under whatever name, has the publication's key and bytes."""
+    same = select(engines.c.seq).where(engines.c.key == publication.key, engines.c.blob == publication.blob)
+    return connection.scalar(same.limit(1)) is not None
+
+
+class _Uploads(Generic[Upload]):
+    """Models or calibration sets: one table, one kind of record."""
+
+    def __init__(
+        self, database: Database, table: Table, kind: type[Upload], column: str, missing: type[NotFound]
+    ) -> None:
+        self._database = database
+        self._table = table
+        self._kind = kind
+        self._column = column  # of engines and jobs that refers to it
+        self._missing = missing
+
+    def add(self, upload: Upload) -> Upload:
+        added = sqlite.insert(self._table).values(**vars(upload)).on_conflict_do_nothing()
+        with self._database.writer() as connection:
+            if connection.execute(added).rowcount:
+                raise_revision(connection)
+            return self._get(connection, upload.digest)
+
+    def get(self, digest: str) -> Upload:
+        with self._database.reader() as connection:
+            return self._get(connection, digest)
+
+    def page(self, after: str | None, limit: int) -> list[Upload]:
+        table = self._table
+        query = select(table).order_by(table.c.seq.desc()).limit(limit)
+        with self._database.reader() as connection:
+            if after is not None:
+                known = connection.scalar(select(table.c.seq).where(table.c.digest == after))
+                query = query.where(table.c.seq < _cursor(known, after))
+            return [as_domain(self._kind, row) for row in connection.execute(query)]
+
+    def delete(self, digest: str) -> None:
+        with self._database.writer() as connection:
+            self._get(connection, digest)
+            self._check_unused(connection, digest)
+            connection.execute(delete(self._table).where(self._table.c.digest == digest))
+            raise_revision(connection)
+
+    def _get(self, connection: Connection, digest: str) -> Upload:
+        row = connection.execute(select(self._table).where(self._table.c.digest == digest)).one_or_none()
+        if row is None:
+            raise self._missing(
+                f"No {self._column} has the id {digest[:80]!r}.", hint=f"GET /{self._table.name} lists what is stored."
+            )
+        return as_domain(self._kind, row)
+
+    def _check_unused(self, connection: Connection, digest: str) -> None:
+        built = select(engines.c.name, engines.c.version).where(engines.c[self._column] == digest).limit(1)
+        engine = connection.execute(built).one_or_none()
+        if engine is not None:
+            raise InUse(
+                f"The engine {engine.name}:{engine.version} was built from this {self._column}.",
+                hint="Delete the engine first.",
+            )
+        waiting = select(jobs.c.id).where(jobs.c.state.in_(UNFINISHED), jobs.c[self._column] == digest).limit(1)
+        job = connection.scalar(waiting)
+        if job is not None:
+            raise InUse(f"The job {job} needs this {self._column}.", hint="Cancel the job, or wait for its end.")
+
+
+def _engine(connection: Connection, name: str, version: int | None) -> EngineRecord:
+    query = select(engines).where(engines.c.name == name).order_by(engines.c.version.desc()).limit(1)
+    if version is not None:
+        query = query.where(engines.c.version == version)
+    row = connection.execute(query).one_or_none()
+    if row is not None:
+        return as_domain(EngineRecord, row)
+    versions = select(engines.c.version).where(engines.c.name == name).order_by(engines.c.version)
+    existing = ", ".join(map(str, connection.scalars(versions)))
+    ref = name if version is None else f"{name}:{version}"
+    raise EngineNotFound(
+        f"There is no engine {ref[:80]!r}.",
+        hint=f"Its versions are: {existing}." if existing else "GET /engines lists the engines.",
+    )
+
+
+def _cursor(seq: Any, after: str) -> int:
+    if seq is None:
+        raise InvalidRequest(f"after names nothing that is stored: {after[:80]!r}.", hint="List from the start again.")
+    return int(seq)
