@@ -1,0 +1,92 @@
+"""What an inference answers, and how the answer of a classifier reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.domain.builds import EngineRecord
+from app.domain.errors import InvalidRequest
+from app.domain.tensors import DType, Tensor, Tensors, shape_text
+
+
+@dataclass(frozen=True)
+class Answer:
+    engine: EngineRecord
+    outputs: Tensors  # by name, in the model's order
+    timings_ms: Mapping[str, float]  # preprocess (images only), load (wait for a warm engine), queue, compute, total
+    batch_rows: int  # rows of the largest run that took part, neighbours' rows included
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One class of one row."""
+
+    index: int
+    label: str | None  # None: the engine has no label for it
+    score: float  # the engine's own value
+    probability: float  # 0..1
+
+
+def top_k(outputs: Tensors, record: EngineRecord, k: int) -> list[list[Ranked]] | None:
+    """The best k classes of each row, best first; of equal scores, the lower index first.
+
+    The probability is the score itself where all rows are probabilities already (none below 0, each sum about 1),
+    else the softmax over the row.
+
+    Args:
+        k: at least 1; more than there are classes means all.
+
+    Returns:
+        None unless the engine is a classifier.
+    """
+    signature = record.built.signature
+    if not signature.is_classifier:
+        return None
+    spec = signature.outputs[0]
+    scores = outputs[spec.name]
+    probabilities = _probabilities(scores, atol=1e-2 if spec.dtype is DType.FLOAT16 else 1e-3)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : max(1, k)]
+    labels = record.built.labels
+    return [
+        [
+            Ranked(int(index), labels[index] if index < len(labels) else None, float(row[index]), float(shares[index]))
+            for index in best
+        ]
+        for row, shares, best in zip(scores, probabilities, order, strict=True)
+    ]
+
+
+def concatenated(parts: Sequence[Tensors]) -> Tensors:
+    """The outputs of several runs, one after another along axis 0."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def check_by_row(outputs: Tensors, rows: int) -> None:
+    """Refuse outputs that cannot be put behind those of another run.
+
+    Raises:
+        InvalidRequest: an output does not have one row for each row of its run: nobody could tell whose is whose.
+    """
+    for name, output in outputs.items():
+        if output.ndim == 0 or output.shape[0] != rows:
+            raise InvalidRequest(
+                f"The output {name!r} has shape {shape_text(output.shape)} for a run of {rows} rows; the answers of"
+                " several runs cannot be told apart.",
+                hint="Send one image in each request.",
+            )
+
+
+def _probabilities(scores: Tensor, atol: float) -> NDArray[np.float64]:
+    values = scores.astype(np.float64)
+    if (values >= 0).all() and np.allclose(values.sum(axis=1), 1, rtol=0, atol=atol):
+        return values
+    with np.errstate(invalid="ignore"):  # infinite scores have no softmax: NaN
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        shares: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return shares

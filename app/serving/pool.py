@@ -1,0 +1,298 @@
+"""EnginePool: which engines are warm. Leases, one load at a time, budget, eviction, keep-alive, pins."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from app.backends.base import LoadedEngine
+from app.domain.builds import Digest, EngineRecord
+from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse, ServiceError, ShuttingDown
+from app.serving.seats import EngineState, Seat, WarmState
+from app.serving.warm import WarmEngine
+
+__all__ = ["EnginePool", "EngineState", "WarmState"]
+
+log = logging.getLogger(__name__)
+
+MIB = 1024 * 1024
+
+
+class EnginePool:
+    """Keeps engines loaded between requests, within a memory budget.
+
+    Engines are known by the digest of their file: two names of one file share one warm engine. A leased engine is
+    never evicted; an idle one leaves, the least recently used first, when another needs its room, or when nobody
+    has used it for `keep_alive_s`. A pinned one leaves only when it is unloaded by name.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[EngineRecord], LoadedEngine],
+        *,
+        budget_bytes: int,
+        keep_alive_s: float,
+        contexts: int,
+        queue_rows_max: int,
+        clock: Callable[[], float] = time.monotonic,
+        room_wait_s: float = 5,
+        drain_s: float = 30,
+    ) -> None:
+        """
+        Args:
+            load: loads an engine's file; may block, runs on a thread of the pool.
+            keep_alive_s: 0 = unused engines stay until their room is needed.
+            contexts: of each engine.
+            queue_rows_max: rows that may wait for one engine.
+            clock: seconds; decides what is unused and for how long.
+            room_wait_s: how long a load waits for leased engines to be given back.
+            drain_s: how long `unload` waits for leases to end.
+        """
+        self.budget_bytes = budget_bytes
+        self._load_file = load
+        self._keep_alive_s = keep_alive_s
+        self._contexts = contexts
+        self._queue_rows_max = queue_rows_max
+        self._clock = clock
+        self._room_wait_s = room_wait_s
+        self._drain_s = drain_s
+        self._seats: dict[Digest, Seat] = {}  # loading or ready
+        self._leaving: set[Seat] = set()  # their memory is not free yet
+        self._measured: dict[Digest, int] = {}  # device_bytes of earlier loads
+        self._one_load = asyncio.Lock()
+        self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-keeper")
+        self._change: asyncio.Future[None] | None = None  # done when a lease ends or an engine has left
+        self._sweeper: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    @asynccontextmanager
+    async def lease(self, record: EngineRecord) -> AsyncIterator[WarmEngine]:
+        """The warm engine, loaded first if need be; it stays for as long as the block lasts.
+
+        Raises:
+            EngineTooLarge: the budget has no room for it.
+            EngineUnloadable, EngineStale: it cannot be loaded.
+            ShuttingDown: the pool is closed.
+        """
+        seat = self._seat(record)
+        seat.leases += 1
+        try:
+            # Shielded: the load goes on for the others when this one is cancelled.
+            yield await asyncio.shield(seat.loading) if seat.warm is None else seat.warm
+        finally:
+            seat.leases -= 1
+            seat.last_used_s = self._clock()
+            if seat.leases == 0:
+                self._tell_change()
+
+    async def load(self, record: EngineRecord, *, pin: bool = False) -> WarmState:
+        """Have the engine warm before its first request; raises as `lease` does.
+
+        Args:
+            pin: it then stays until `unload`.
+        """
+        seat = self._seat(record)
+        async with self.lease(record):  # of this seat: nothing is awaited in between
+            seat.is_pinned = seat.is_pinned or pin
+        return seat.described(self._clock(), self._estimate(record))
+
+    async def unload(self, record: EngineRecord) -> bool:
+        """Give the engine's memory back once its leases have ended; new leases load it anew, afterwards.
+
+        Returns:
+            Whether it was warm.
+
+        Raises:
+            InUse: leases outlast `drain_s`; it leaves when they end.
+        """
+        if seat := self._seats.get(record.blob):
+            self._retire(seat)
+        leaving = self._leaving_of(record)
+        if leaving and (await asyncio.wait(leaving, timeout=self._drain_s))[1]:
+            raise InUse(
+                f"Requests still use {record.ref} after {self._drain_s:g} s.",
+                hint="It leaves by itself when they end; no new request reaches it.",
+            )
+        return bool(leaving)
+
+    async def unload_unused(self) -> None:
+        """Unload what nobody has used for `keep_alive_s`; also done in the background."""
+        since_s = self._clock() - self._keep_alive_s
+        unused = [seat for seat in self._seats.values() if seat.is_idle and seat.last_used_s <= since_s]
+        if unused and self._keep_alive_s > 0:
+            await asyncio.wait({self._retire(seat) for seat in unused})
+
+    def states(self) -> list[WarmState]:
+        """Every engine that is loading, ready or draining."""
+        now_s = self._clock()
+        return [seat.described(now_s, self._estimate(seat.record)) for seat in (*self._seats.values(), *self._leaving)]
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of all engines that are loaded."""
+        return sum(seat.warm.device_bytes for seat in (*self._seats.values(), *self._leaving) if seat.warm)
+
+    async def close(self) -> None:
+        """Refuse new leases and what waits, let what runs end, and close every engine."""
+        self._is_closed = True
+        if self._sweeper:
+            self._sweeper.cancel()
+            await asyncio.wait({self._sweeper})
+        for seat in [*self._seats.values()]:
+            self._retire(seat)
+        self._tell_change()
+        if self._leaving:
+            await asyncio.wait({seat.left for seat in self._leaving if seat.left})
+        self._keeper.shutdown(wait=True)
+
+    def _seat(self, record: EngineRecord) -> Seat:
+        """The engine's seat; a new one begins to load."""
+        if self._is_closed:
+            raise _stopping()
+        seat = self._seats.get(record.blob)
+        if seat is None:
+            seat = self._seats[record.blob] = Seat(record, last_used_s=self._clock())
+            seat.loading = asyncio.create_task(self._load(seat))
+            seat.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # its waiters may be gone
+            if self._sweeper is None and self._keep_alive_s > 0:
+                self._sweeper = asyncio.create_task(self._sweep())
+        seat.refs.add(record.ref)
+        return seat
+
+    async def _load(self, seat: Seat) -> WarmEngine:
+        blob = seat.record.blob
+        try:
+            if earlier := self._leaving_of(seat.record):
+                await asyncio.wait(earlier, timeout=self._drain_s)
+            async with self._one_load:
+                if self._is_closed:
+                    raise _stopping()
+                started_s = time.perf_counter()
+                seat.warm = await self._loaded(seat.record)
+        except BaseException:
+            if self._seats.get(blob) is seat:
+                del self._seats[blob]
+            raise
+        seat.load_s = time.perf_counter() - started_s
+        seat.last_used_s = seat.loaded_s = self._clock()
+        log.info("engine loaded", extra={"engine": seat.record.ref, "seconds": round(seat.load_s, 3)})
+        return seat.warm
+
+    async def _loaded(self, record: EngineRecord) -> WarmEngine:
+        await self._make_room(self._estimate(record), record)
+        try:
+            warm = await self._opened(record)
+        except (EngineTooLarge, EngineUnloadable):  # perhaps for want of memory
+            if not await self._evict_idle():
+                raise
+            warm = await self._opened(record)
+        self._measured[record.blob] = warm.device_bytes
+        try:
+            await self._make_room(warm.device_bytes, record)  # it may be larger than its estimate
+        except BaseException:
+            await warm.close()
+            raise
+        return warm
+
+    async def _opened(self, record: EngineRecord) -> WarmEngine:
+        try:
+            engine = await asyncio.get_running_loop().run_in_executor(self._keeper, self._load_file, record)
+            return await WarmEngine.opened(
+                engine,
+                record.built.signature,
+                contexts=self._contexts,
+                queue_rows_max=self._queue_rows_max,
+                keeper=self._keeper,
+            )
+        except ServiceError:
+            raise
+        except MemoryError as error:
+            raise EngineTooLarge(
+                f"The system has no memory left for {record.ref}.", hint="Unload other engines, or build a smaller one."
+            ) from error
+        except Exception as error:
+            log.exception("an engine did not load", extra={"engine": record.ref})
+            raise EngineUnloadable(
+                f"The runtime could not load {record.ref}: {type(error).__name__}.",
+                hint="See the service's log for the cause; building the engine again may help.",
+            ) from error
+
+    async def _make_room(self, needed_bytes: int, record: EngineRecord) -> None:
+        """Evict idle engines until so much fits; wait, within bounds, for leased ones to become idle."""
+        if needed_bytes > self.budget_bytes:
+            raise EngineTooLarge(
+                f"{record.ref} needs {_mib(needed_bytes)} MiB; the budget of all engines is"
+                f" {_mib(self.budget_bytes)} MiB.",
+                hint="Raise engine_memory_mib, or build a smaller engine.",
+            )
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._room_wait_s
+        while self.used_bytes + needed_bytes > self.budget_bytes:
+            if self._is_closed:
+                raise _stopping()
+            idle = [seat for seat in self._seats.values() if seat.is_idle]
+            if idle:
+                await asyncio.wait({self._retire(min(idle, key=lambda seat: seat.last_used_s))})
+            elif not await self._changed(deadline_s - loop.time()):
+                raise EngineTooLarge(
+                    f"{record.ref} needs {_mib(needed_bytes)} MiB; engines in use hold {_mib(self.used_bytes)} of"
+                    f" {_mib(self.budget_bytes)} MiB.",
+                    hint="Send the request again when they are idle, unload a pinned one, or raise engine_memory_mib.",
+                )
+
+    async def _evict_idle(self) -> bool:
+        idle = [seat for seat in self._seats.values() if seat.is_idle]
+        if idle:
+            await asyncio.wait({self._retire(seat) for seat in idle})
+        return bool(idle)
+
+    def _retire(self, seat: Seat) -> asyncio.Task[None]:
+        """Take the seat out of use; the task ends when its memory is free."""
+        del self._seats[seat.record.blob]
+        self._leaving.add(seat)
+        seat.left = asyncio.create_task(self._leave(seat))
+        return seat.left
+
+    def _leaving_of(self, record: EngineRecord) -> set[asyncio.Task[None]]:
+        return {seat.left for seat in self._leaving if seat.left and seat.record.blob == record.blob}
+
+    async def _leave(self, seat: Seat) -> None:
+        await asyncio.wait({seat.loading})
+        while seat.leases and not self._is_closed:
+            await self._changed(None)
+        if seat.warm:
+            await seat.warm.close()
+            log.info("engine unloaded", extra={"engine": seat.record.ref})
+        self._leaving.discard(seat)
+        self._tell_change()
+
+    def _estimate(self, record: EngineRecord) -> int:
+        return self._measured.get(record.blob, record.built.size_bytes)
+
+    async def _changed(self, timeout_s: float | None) -> bool:
+        """Wait until a lease ends or an engine has left; False when the time is over."""
+        if self._change is None:
+            self._change = asyncio.get_running_loop().create_future()
+        return bool((await asyncio.wait({self._change}, timeout=timeout_s))[0])
+
+    def _tell_change(self) -> None:
+        change, self._change = self._change, None
+        if change:
+            change.set_result(None)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(self._keep_alive_s / 4, 10))
+            await self.unload_unused()
+
+
+def _mib(count_bytes: int) -> int:
+    return -(-count_bytes // MIB)
+
+
+def _stopping() -> ShuttingDown:
+    return ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")

@@ -1,0 +1,81 @@
+"""Seat: an engine's place in the pool; WarmState: what the outside may know of it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from enum import Enum
+
+from app.domain.builds import Digest, EngineRecord
+from app.serving.warm import WarmEngine
+
+
+class EngineState(str, Enum):
+    LOADING = "loading"  # waits for its load, loads or warms up
+    READY = "ready"
+    DRAINING = "draining"  # answers what it has accepted, then leaves
+
+
+@dataclass(frozen=True)
+class WarmState:
+    """One warm engine, as seen now."""
+
+    blob: Digest  # the engine file
+    refs: tuple[str, ...]  # "name:version" under which it was used, sorted
+    state: EngineState
+    is_pinned: bool  # stays until unloaded by name
+    device_bytes: int  # an estimate while it loads
+    contexts: int
+    leases: int  # requests that use it or wait for it
+    waiting: int  # rows
+    requests: int  # answered since it was loaded
+    rows: int  # answered since it was loaded
+    runs: int  # since it was loaded; a run answers one request or several
+    load_s: float  # warm-up included; 0 while it loads
+    loaded_s_ago: float  # 0 while it loads
+    last_used_s_ago: float
+
+
+@dataclass(eq=False)
+class Seat:
+    """One engine file in the pool, from the first request for it until its memory is free."""
+
+    record: EngineRecord  # the first that asked for the file
+    last_used_s: float  # by the pool's clock
+    refs: set[str] = field(default_factory=set)
+    loading: asyncio.Task[WarmEngine] = field(init=False)
+    warm: WarmEngine | None = None  # None until it is ready
+    left: asyncio.Task[None] | None = None  # ends when its memory is free; None while it is in use
+    leases: int = 0
+    is_pinned: bool = False
+    load_s: float = 0
+    loaded_s: float = 0  # by the pool's clock
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it can be evicted."""
+        return self.warm is not None and self.leases == 0 and not self.is_pinned
+
+    def described(self, now_s: float, estimate_bytes: int) -> WarmState:
+        warm = self.warm
+        return WarmState(
+            blob=self.record.blob,
+            refs=tuple(sorted(self.refs)),
+            state=self._state(),
+            is_pinned=self.is_pinned,
+            device_bytes=warm.device_bytes if warm else estimate_bytes,
+            contexts=warm.contexts if warm else 0,
+            leases=self.leases,
+            waiting=warm.waiting_rows if warm else 0,
+            requests=warm.requests if warm else 0,
+            rows=warm.rows if warm else 0,
+            runs=warm.runs if warm else 0,
+            load_s=self.load_s,
+            loaded_s_ago=now_s - self.loaded_s if warm else 0,
+            last_used_s_ago=now_s - self.last_used_s,
+        )
+
+    def _state(self) -> EngineState:
+        if self.left:
+            return EngineState.DRAINING
+        return EngineState.READY if self.warm else EngineState.LOADING

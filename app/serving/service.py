@@ -1,0 +1,253 @@
+"""InferenceService: find the engine, check the tensors, lease, submit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+
+from app.domain.builds import EngineRecord, parsed_ref
+from app.domain.errors import ImageRejected, InUse, InvalidRequest, RecipeMissing, ShuttingDown, TensorRejected
+from app.domain.preprocess import Preprocess, row_from_image
+from app.domain.tensors import ANY, Signature, Tensor, Tensors, check_inputs, described
+from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
+from app.serving.batcher import Run, rows_limit
+from app.serving.pool import EnginePool
+from app.serving.seats import WarmState
+from app.serving.statistics import Statistics
+from app.serving.warm import rows_in
+
+__all__ = ["Answer", "InferenceService", "Ranked", "top_k"]
+
+
+class InferenceService:
+    """What every protocol calls to infer; it knows no protocol."""
+
+    def __init__(
+        self,
+        find: Callable[[str, int | None], EngineRecord],
+        pool: EnginePool,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        found_for_s: float = 0.25,
+    ) -> None:
+        """
+        Args:
+            find: the record of a name and version (None = the newest); may block, runs on a thread.
+            found_for_s: how long a found record is taken for true: the delay until a new version is seen, and what
+                keeps the database out of the path of a busy engine.
+        """
+        self.statistics = Statistics()
+        self._find = find
+        self._pool = pool
+        self._clock = clock
+        self._found_for_s = found_for_s
+        self._found: dict[str, tuple[EngineRecord, float]] = {}  # by reference, with its time
+        self._withdrawn: set[str] = set()  # name:version, unloaded by name and not used since
+        self._workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="infer-worker")
+        self._is_closed = False
+
+    async def find(self, ref: str) -> EngineRecord:
+        """The engine of that name, as it was at most `found_for_s` ago.
+
+        Args:
+            ref: `name` (the newest version) or `name:version`.
+
+        Raises:
+            InvalidName, EngineNotFound, or ShuttingDown.
+        """
+        if self._is_closed:
+            raise ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")
+        now_s = self._clock()
+        found = self._found.get(ref)
+        if found and now_s - found[1] < self._found_for_s:
+            return found[0]
+        record = await asyncio.get_running_loop().run_in_executor(self._workers, self._find, *parsed_ref(ref))
+        self._found[ref] = (record, now_s)
+        return record
+
+    async def infer(self, ref: str, inputs: Mapping[str, Tensor]) -> Answer:
+        """Run an engine on tensors.
+
+        Args:
+            ref: as for `find`.
+            inputs: by name; the name "" stands for the only input.
+
+        Raises:
+            EngineNotFound, TensorRejected, or what `EnginePool.lease` and `MicroBatcher.submit` raise.
+        """
+        started_s = time.perf_counter()
+        record = await self.find(ref)
+        tensors = _checked(inputs, record.built.signature)
+        return await self._answered(record, [tensors], started_s, {})
+
+    async def infer_images(self, ref: str, images: Sequence[bytes | memoryview]) -> Answer:
+        """Run an engine on encoded images, one row each, through the engine's own recipe.
+
+        The images become as few runs as the engine allows.
+
+        Raises:
+            InvalidRequest: there are no images.
+            RecipeMissing: the engine takes tensors only.
+            ImageRejected: names the image that cannot be decoded.
+        """
+        started_s = time.perf_counter()
+        record = await self.find(ref)
+        recipe = _recipe(record)
+        rows = await self._rows_from(images, recipe)
+        signature = record.built.signature
+        chunks = [
+            _checked({recipe.input: await self._stacked(chunk)}, signature)
+            for chunk in _chunks(rows, _rows_a_run(signature, recipe.input))
+        ]
+        return await self._answered(record, chunks, started_s, {"preprocess": _ms_since(started_s)})
+
+    async def load(self, ref: str, *, pin: bool = False) -> WarmState:
+        """Have the engine warm before its first request; pinned, it stays until `unload`."""
+        self.forget(ref)
+        record = await self.find(ref)
+        self._withdrawn.discard(record.ref)
+        return await self._pool.load(record, pin=pin)
+
+    async def unload(self, ref: str) -> bool:
+        """Give the engine's memory back once its requests are answered; False if it was not warm."""
+        self.forget(ref)
+        record = await self.find(ref)
+        self._withdrawn.add(record.ref)
+        return await self._pool.unload(record)
+
+    def is_withdrawn(self, record: EngineRecord) -> bool:
+        """Whether the engine was unloaded by name and nobody has used or loaded it since."""
+        return record.ref in self._withdrawn
+
+    async def drop(self, record: EngineRecord) -> None:
+        """Unload an engine that has been deleted; one that still serves leaves when its requests end."""
+        self.forget(record.ref)
+        self.statistics.forget(record.ref)
+        self._withdrawn.discard(record.ref)
+        with contextlib.suppress(InUse):
+            await self._pool.unload(record)
+
+    def forget(self, ref: str) -> None:
+        """Look the engine up anew at its next request: it was published, deleted or changed."""
+        name = ref.partition(":")[0]
+        for known in [known for known in self._found if known == name or known.startswith(f"{name}:")]:
+            del self._found[known]
+
+    def states(self) -> list[WarmState]:
+        """Every engine that is loading, ready or draining."""
+        return self._pool.states()
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory of all warm engines."""
+        return self._pool.used_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        """Memory that all warm engines may have together."""
+        return self._pool.budget_bytes
+
+    async def close(self) -> None:
+        """Let what runs end, refuse the rest, give all memory and threads back."""
+        self._is_closed = True
+        await self._pool.close()
+        self._workers.shutdown(wait=True)
+
+    async def _answered(
+        self, record: EngineRecord, chunks: list[Tensors], started_s: float, timings_ms: dict[str, float]
+    ) -> Answer:
+        """Run the chunks and count the request in the statistics, whichever way it ends."""
+        try:
+            runs = await self._ran(record, chunks, timings_ms)
+        except Exception:
+            self.statistics.add_failure(record.ref, time.perf_counter() - started_s)
+            raise
+        outputs = concatenated([run.outputs for run in runs])
+        timings_ms["queue"] = sum(run.queue_ms for run in runs)
+        timings_ms["compute"] = sum(run.compute_ms for run in runs)
+        timings_ms["total"] = _ms_since(started_s)
+        rows = sum(rows_in(chunk, record.built.signature) for chunk in chunks)
+        input_s = timings_ms.get("preprocess", 0) / 1e3
+        self.statistics.add_answer(record.ref, runs, rows, timings_ms["total"] / 1e3, input_s)
+        return Answer(record, outputs, timings_ms, max(run.batch_rows for run in runs))
+
+    async def _ran(self, record: EngineRecord, chunks: list[Tensors], timings_ms: dict[str, float]) -> list[Run]:
+        """Run the chunks one after another, so that one request of many rows leaves room for others."""
+        self._withdrawn.discard(record.ref)
+        asked_s = time.perf_counter()
+        runs: list[Run] = []
+        async with self._pool.lease(record) as engine:
+            timings_ms["load"] = _ms_since(asked_s)
+            for chunk in chunks:
+                runs.append(await engine.run(chunk))
+                if len(chunks) > 1:
+                    check_by_row(runs[-1].outputs, len(next(iter(chunk.values()))))
+        return runs
+
+    async def _rows_from(self, images: Sequence[bytes | memoryview], recipe: Preprocess) -> list[Tensor]:
+        """Every image as one row, decoded in parallel, off the event loop."""
+        if not images:
+            raise InvalidRequest("The request holds no image.", hint="Send at least one.")
+        loop = asyncio.get_running_loop()
+        work = (loop.run_in_executor(self._workers, row_from_image, image, recipe) for image in images)
+        rows = await asyncio.gather(*work, return_exceptions=True)
+        for number, row in enumerate(rows, 1):
+            if isinstance(row, ImageRejected) and len(images) > 1:
+                raise ImageRejected(f"Image {number} of {len(images)}: {row.detail}", hint=row.hint)
+            if isinstance(row, BaseException):
+                raise row
+        return [row for row in rows if not isinstance(row, BaseException)]
+
+    async def _stacked(self, rows: list[Tensor]) -> Tensor:
+        if len(rows) == 1:
+            return rows[0][np.newaxis]
+        return await asyncio.get_running_loop().run_in_executor(self._workers, partial(np.stack, rows))
+
+
+def _recipe(record: EngineRecord) -> Preprocess:
+    recipe = record.built.preprocess
+    if recipe is None or len(record.built.signature.inputs) != 1:
+        raise RecipeMissing(
+            f"{record.ref} takes tensors: {described(record.built.signature.inputs)}.",
+            hint="Send tensors, or build the engine with a preprocessing recipe; it needs one image-shaped input.",
+        )
+    return recipe
+
+
+def _rows_a_run(signature: Signature, name: str) -> int:
+    """Most rows of one run; 1 where rows are not proven independent of each other."""
+    length = signature.input(name).shape[0]
+    return rows_limit(signature) if length == ANY else length
+
+
+def _chunks(rows: list[Tensor], longest: int) -> list[list[Tensor]]:
+    """As few chunks as possible, of nearly equal length: a short last one might be below the engine's minimum."""
+    count = -(-len(rows) // max(1, longest))
+    ends = [len(rows) * number // count for number in range(count + 1)]
+    return [rows[start:end] for start, end in pairwise(ends)]
+
+
+def _checked(inputs: Mapping[str, Tensor], signature: Signature) -> Tensors:
+    """The inputs as an engine wants them: every name, right dtypes and shapes, C-contiguous."""
+    tensors = dict(inputs)
+    if "" in tensors:
+        if len(tensors) != 1 or len(signature.inputs) != 1:
+            raise TensorRejected(
+                "A tensor without a name was sent, but the engine's inputs need names.",
+                hint=f"Name every tensor: {described(signature.inputs)}.",
+            )
+        tensors = {signature.inputs[0].name: tensors[""]}
+    check_inputs(tensors, signature)
+    return {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+
+
+def _ms_since(started_s: float) -> float:
+    return (time.perf_counter() - started_s) * 1e3
