@@ -21,9 +21,16 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", description="SQLAlchemy URL of the job database (SQLite); empty: jetforge.db in data_dir."
     )
+    allow_anonymous: bool = Field(
+        False, description="Listen on an address other than loopback although nobody has to show a key."
+    )
     log_level: str = Field("info", description="debug, info, warning or error.")
 
-    max_upload_mib: int = Field(4096, ge=1, description="Largest model or calibration archive, in MiB.")
+    max_upload_mib: int = Field(
+        4096, ge=1, description="Largest upload (model and calibration of one request together), in MiB."
+    )
+    url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
+
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
     min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")
     max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")
@@ -55,5 +62,26 @@ class Settings(BaseSettings):
         return self.data_dir.expanduser().absolute()
 
     @property
-    def url(self) -> str:
+    def database(self) -> str:
         return self.database_url or f"sqlite:///{self.root / 'jetforge.db'}"
+
+    @property
+    def artefacts_dir(self) -> Path:
+        return self.root / "artefacts"
+
+    @property
+    def work_dir(self) -> Path:
+        """Work folders of builds, one a job."""
+        return self.root / "work"
+
+    @property
+    def workers_dir(self) -> Path:
+        """A locked file for each worker that lives."""
+        return self.root / "workers"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.root / "logs"
+
+    def job_log(self, job: str) -> Path:
+        return self.logs_dir / f"{job}.log"

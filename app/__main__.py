@@ -1,0 +1,125 @@
+"""The command `jetforge`: the service's verbs here, the client's in `verbs`."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import ipaddress
+import logging.config
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from app import __version__, logs, verbs, wiring
+from app.domain.errors import ServiceError, StartRefused
+from app.settings import Settings
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; the result is the exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        return int(args.func(args))
+    except ServiceError as error:
+        print(f"jetforge: {error.detail}\n{error.hint}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jetforge",
+        description="Turns uploaded networks into engines on this device, proves them, and serves them warm.",
+        epilog="Every setting is an environment variable JETFORGE_<NAME>: docs/configuration.md.",
+    )
+    parser.add_argument("--version", action="version", version=f"jetforge {__version__}")
+    subparsers = parser.add_subparsers(metavar="VERB", required=True)
+    serve = _service_verb(subparsers, "serve", "run the service: web server and build worker", _serve)
+    serve.add_argument("--host", help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", type=int, help="port to listen on (8000); 0 takes a free one")
+    serve.add_argument("--no-worker", action="store_true", help="no build worker; run `jetforge work` beside it")
+    work = _service_verb(subparsers, "work", "run a build worker alone", _work)
+    work.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which started it, ends")
+    _service_verb(subparsers, "migrate", "bring the database to this version, then end", _migrate)
+    verbs.add_verbs(subparsers, default_url=Settings().url)
+    return parser
+
+
+def _service_verb(subparsers: Any, name: str, summary: str, func: Any) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = subparsers.add_parser(name, help=summary, description=summary)
+    verb.add_argument(
+        "--data-dir", type=Path, help="folder of the database and the artefacts (~/.local/share/jetforge)"
+    )
+    verb.set_defaults(func=func)
+    return verb
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    given = {name: getattr(args, name, None) for name in ("host", "port", "data_dir")}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    logging.config.dictConfig(logs.config(settings.log_level))
+    return settings
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from app.server import serve  # the web framework is not needed by the other verbs
+
+    settings = _settings(args)
+    _refuse_open_door(settings)
+    wiring.prepare(settings)
+    return serve(settings, with_worker=not args.no_worker)
+
+
+def _work(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    if args.parent is not None:
+        _end_with_parent(args.parent)
+    wiring.prepare(settings)
+    with wiring.connected_worker(settings) as worker:
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            worker.stop()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        worker.run()
+    return 0
+
+
+def _end_with_parent(parent: int) -> None:
+    """Have the kernel send SIGTERM when the parent ends, however it ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it ended before the call
+        sys.exit(0)
+
+
+def _migrate(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    wiring.prepare(settings)
+    return 0
+
+
+def _refuse_open_door(settings: Settings) -> None:
+    """Nobody has to show a key, so only this machine may ask, unless the owner says otherwise."""
+    host = settings.host
+    if host == "localhost" or settings.allow_anonymous:
+        return
+    try:
+        is_local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = False
+    if not is_local:
+        raise StartRefused(
+            f"Listening on {host} would let anybody on the network build and run engines.",
+            hint="Listen on 127.0.0.1 (and reach it through ssh -L), or set JETFORGE_ALLOW_ANONYMOUS=true.",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

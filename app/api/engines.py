@@ -1,0 +1,109 @@
+"""Engines: what is published, what is warm."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from app.api.responses import json_response, tagged_by_content
+from app.api.schemas import EngineSchema
+from app.api.services import Services, Wired
+from app.domain.builds import EngineRecord, parsed_ref
+
+router = APIRouter(tags=["engines"])
+
+
+class MemorySchema(BaseModel):
+    """The pool of warm engines."""
+
+    used_bytes: int
+    budget_bytes: int
+
+
+class EnginePage(BaseModel):
+    engines: list[EngineSchema]
+    next: str | None  # `after` of the next page; null on the last
+    memory: MemorySchema
+
+
+@router.get("/engines", response_model=EnginePage)
+async def list_engines(
+    request: Request,
+    wired: Wired,
+    name: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> Response:
+    """Published engines, newest first, and which of them are warm."""
+    engines = await run_in_threadpool(wired.catalogue.engines, name=name, after=after, limit=limit + 1)
+    page = EnginePage(
+        engines=_schemas(wired, engines[:limit]),
+        next=engines[limit - 1].ref if len(engines) > limit else None,
+        memory=MemorySchema(
+            used_bytes=wired.inference.used_bytes,
+            budget_bytes=wired.inference.budget_bytes,
+        ),
+    )
+    return tagged_by_content(request, page)
+
+
+def _schemas(wired: Services, engines: list[EngineRecord]) -> list[EngineSchema]:
+    warm = {state.blob: state for state in wired.inference.states()}
+    return [EngineSchema.from_domain(engine, warm.get(engine.blob)) for engine in engines]
+
+
+@router.get("/engines/{ref}", response_model=EngineSchema)
+async def get_engine(request: Request, wired: Wired, ref: str) -> Response:
+    """One engine: `name` (newest version) or `name:version`."""
+    return tagged_by_content(request, await _described(wired, ref))
+
+
+async def _described(wired: Services, ref: str) -> EngineSchema:
+    engine = await run_in_threadpool(_found, wired, ref)
+    return _schemas(wired, [engine])[0]
+
+
+def _found(wired: Services, ref: str) -> EngineRecord:
+    return wired.catalogue.engine(*parsed_ref(ref))
+
+
+@router.get("/engines/{ref}/file")
+def download_engine(wired: Wired, ref: str) -> Response:
+    """The engine file itself. It runs only under the facts that the engine's description states."""
+    engine = _found(wired, ref)
+    suffix = "trt" if engine.built.facts.backend == "tensorrt" else "onnx"
+    return FileResponse(
+        wired.store.path(engine.blob),
+        media_type="application/octet-stream",
+        filename=f"{engine.name}-{engine.version}.{suffix}",
+        headers={"ETag": f'"{engine.blob}"'},
+    )
+
+
+@router.post("/engines/{ref}/load", response_model=EngineSchema)
+async def load_engine(wired: Wired, ref: str) -> Response:
+    """Make an engine warm now: loaded, run once, ready."""
+    await wired.inference.load(ref)
+    return json_response(await _described(wired, ref))
+
+
+@router.post("/engines/{ref}/unload", response_model=EngineSchema)
+async def unload_engine(wired: Wired, ref: str) -> Response:
+    """Give an engine's memory back; requests that run are finished first."""
+    await wired.inference.unload(ref)
+    return json_response(await _described(wired, ref))
+
+
+@router.delete("/engines/{ref}", status_code=204)
+async def delete_engine(wired: Wired, ref: str) -> Response:
+    """Delete one version (`name:version`), or the newest when only the name is given. Its number is not used again."""
+    engine = await run_in_threadpool(_found, wired, ref)
+    await run_in_threadpool(wired.catalogue.delete_engine, engine.name, engine.version)
+    wired.inference.forget(engine.ref)
+    if not await run_in_threadpool(wired.catalogue.blob_in_use, engine.blob):
+        await wired.inference.drop(engine)
+    return Response(status_code=204)

@@ -1,0 +1,157 @@
+"""Jobs: request a build, watch it, stop it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from app.api import openapi
+from app.api.events import Changes, job_stream
+from app.api.options import build_options
+from app.api.responses import json_response, matches, not_modified, tagged
+from app.api.schemas import JobPage, JobSchema
+from app.api.services import Services, Wired
+from app.api.uploads import Form, received_form
+from app.domain.builds import BuildOptions
+from app.domain.errors import InvalidRequest
+from app.domain.jobs import Job, JobState
+from app.storage.codec import encode
+
+router = APIRouter(tags=["jobs"])
+
+WAIT_MAX_S = 300.0
+_FILES = ("model", "calibration")
+
+
+@router.post("/jobs", status_code=202, response_model=JobSchema, openapi_extra=openapi.JOB_FORM)
+async def request_build(
+    request: Request, wired: Wired, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+) -> Response:
+    """Upload a network (or name a stored one) and have an engine built from it.
+
+    Multipart fields: `name`; `model` (file) or `model_id`; optionally `calibration` (zip) or `calibration_id`;
+    build options as fields of their own or as one JSON object in `options`. With an `Idempotency-Key`, sending
+    the same request again gives the same job.
+    """
+    limit_bytes = wired.settings.max_upload_mib << 20
+    async with received_form(request, wired.store, _FILES, limit_bytes) as form:
+        job = await run_in_threadpool(_build_from_form, wired, form, idempotency_key)
+    return json_response(JobSchema.from_domain(job), status=202, headers={"Location": f"/jobs/{job.id}"})
+
+
+def _build_from_form(wired: Services, form: Form, idempotency_key: str | None) -> Job:
+    """Check everything that can be checked before anything is stored."""
+    fields = dict(form.fields)
+    name = fields.pop("name", "")
+    ids = {kind: fields.pop(f"{kind}_id", None) for kind in _FILES}
+    options = build_options(fields)
+    if not name:
+        raise InvalidRequest("The field name is missing: what shall the engine be called?", hint="-F name=resnet18")
+    wired.intake.checked(name, options)
+    for kind in _FILES:
+        if kind in form.files and ids[kind] is not None:
+            raise InvalidRequest(f"Both {kind} and {kind}_id were sent.", hint="Send one of them.")
+    if "model" not in form.files and ids["model"] is None:
+        raise InvalidRequest("The network is missing.", hint="-F model=@model.onnx, or model_id of a stored one.")
+    # The archive first: it can be refused for more reasons, and nothing is stored until both were accepted.
+    calibration, model = ids["calibration"], ids["model"]
+    if "calibration" in form.files:
+        wired.intake.check_calibration(form.files["calibration"].draft)
+    if "model" in form.files:
+        file = form.files["model"]
+        model = wired.intake.receive_model(file.draft, file.name).digest
+    if "calibration" in form.files:
+        file = form.files["calibration"]
+        calibration = wired.intake.receive_calibration(file.draft, file.name).digest
+    assert model is not None
+    idempotency = _idempotency(idempotency_key, name, model, calibration, options)
+    return wired.intake.request_build(name, model, calibration, options, idempotency)
+
+
+def _idempotency(
+    key: str | None, name: str, model: str, calibration: str | None, options: BuildOptions
+) -> tuple[str, str] | None:
+    if key is None:
+        return None
+    asked = "\n".join((name, model, calibration or "", encode(options)))
+    return key, hashlib.sha256(asked.encode()).hexdigest()
+
+
+@router.get("/jobs", response_model=JobPage)
+def list_jobs(
+    request: Request,
+    wired: Wired,
+    state: JobState | None = None,
+    name: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+) -> Response:
+    """Jobs, newest first. `after` = the `next` of the page before. Send the ETag back: 304 when nothing changed."""
+    etag = f'"r{wired.queue.revision()}"'
+    if matches(request, etag):
+        return not_modified(etag)
+    jobs = wired.queue.list(state=state, name=name, after=after, limit=limit + 1)
+    page = JobPage(
+        jobs=[JobSchema.from_domain(job) for job in jobs[:limit]],
+        next=jobs[limit - 1].id if len(jobs) > limit else None,
+    )
+    return tagged(page, etag)
+
+
+@router.get("/jobs/{job_id}", response_model=JobSchema)
+async def get_job(
+    request: Request, wired: Wired, job_id: str, wait: Annotated[float, Query(ge=0, le=WAIT_MAX_S)] = 0
+) -> Response:
+    """One job. `?wait=60` answers when it has ended, or after 60 seconds; with `If-None-Match`, when it changes."""
+    changes: Changes = request.app.state.changes
+    has_tag = "if-none-match" in request.headers
+    job = await run_in_threadpool(wired.queue.get, job_id)
+    async for _ in changes.until(wait, request.is_disconnected):
+        if job.state.is_final or (has_tag and not matches(request, _tag(job))):
+            break
+        job = await run_in_threadpool(wired.queue.get, job_id)
+    etag = _tag(job)
+    return not_modified(etag) if matches(request, etag) else tagged(JobSchema.from_domain(job), etag)
+
+
+def _tag(job: Job) -> str:
+    return f'"{job.id}-{job.revision}"'
+
+
+@router.get("/jobs/{job_id}/log")
+def get_log(wired: Wired, job_id: str) -> Response:
+    """The build's whole log so far, as text."""
+    path = wired.settings.job_log(wired.queue.get(job_id).id)
+    if not path.is_file():
+        return Response("", media_type="text/plain; charset=utf-8")
+    return FileResponse(path, media_type="text/plain; charset=utf-8")
+
+
+@router.get("/jobs/{job_id}/events")
+async def get_events(
+    request: Request, wired: Wired, job_id: str, last_event_id: Annotated[str | None, Header()] = None
+) -> Response:
+    """Server-sent events: `state`, `stage`, `step`, `warning` and `log` as they happen, `end` with the job last."""
+    await run_in_threadpool(wired.queue.get, job_id)
+    after = int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
+    stream = job_stream(wired, request.app.state.changes, job_id, after)
+    return StreamingResponse(
+        stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    )
+
+
+@router.delete("/jobs/{job_id}", response_model=JobSchema)
+def cancel_job(wired: Wired, job_id: str) -> Response:
+    """Cancel a queued or running job. The build process is killed within a second."""
+    return json_response(JobSchema.from_domain(wired.queue.cancel(job_id)))
+
+
+@router.post("/jobs/{job_id}/retry", status_code=202, response_model=JobSchema)
+def retry_job(wired: Wired, job_id: str) -> Response:
+    """Queue a failed or cancelled job again."""
+    job = wired.queue.retry(job_id)
+    return json_response(JobSchema.from_domain(job), status=202, headers={"Location": f"/jobs/{job.id}"})

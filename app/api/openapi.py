@@ -1,0 +1,64 @@
+"""What the generated OpenAPI document cannot see: bodies that stream past the framework."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.api.options import OptionsSchema
+
+_BINARY = {"type": "string", "format": "binary"}
+
+
+def _option_fields() -> dict[str, Any]:
+    properties = OptionsSchema.model_json_schema()["properties"]
+    return {
+        name: {"type": "string", "description": field.get("description", "") or field.get("title", name)}
+        for name, field in properties.items()
+    }
+
+
+def _body(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _form(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": required}
+    return {"multipart/form-data": {"schema": schema}}
+
+
+JOB_FORM = _body(
+    _form(
+        {
+            "name": {"type": "string", "description": "of the engine: a-z, 0-9, '.', '_', '-'"},
+            "model": {**_BINARY, "description": "the network, .onnx"},
+            "model_id": {"type": "string", "description": "instead of model: id of a stored one"},
+            "calibration": {**_BINARY, "description": "zip of images like those seen in use"},
+            "calibration_id": {"type": "string", "description": "instead of calibration: id of a stored one"},
+            "options": {"type": "string", "description": "options as one JSON object; single fields win"},
+            **_option_fields(),
+        },
+        ["name"],
+    )
+)
+_RAW = {"application/octet-stream": {"schema": _BINARY}}
+MODEL_BODY = _body({**_form({"model": _BINARY}, ["model"]), **_RAW})
+CALIBRATION_BODY = _body({**_form({"calibration": _BINARY}, ["calibration"]), **_RAW})
+INFER_BODY = _body(
+    {
+        "image/jpeg": {"schema": _BINARY},
+        "image/png": {"schema": _BINARY},
+        "image/bmp": {"schema": _BINARY},
+        "image/webp": {"schema": _BINARY},
+        **_form({"image": {"type": "array", "items": _BINARY}}, ["image"]),
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {"inputs": {"description": "nested lists by input name, or of the only input"}},
+            }
+        },
+        "application/x-npy": {"schema": _BINARY},
+        "application/x-npz": {"schema": _BINARY},
+        **_RAW,
+    }
+)

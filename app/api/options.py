@@ -1,0 +1,175 @@
+"""Build options as clients write them (form fields or one JSON object) → BuildOptions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from app.api.problems import described
+from app.domain.builds import BuildOptions, Precision, Tolerance
+from app.domain.errors import InvalidOption
+from app.domain.preprocess import PRESETS, Color, Interpolation, Layout, Resize
+from app.domain.tensors import Shape
+
+_SHAPE = re.compile(r"[0-9]{1,9}(?:x[0-9]{1,9}){0,15}")
+
+
+def _json(value: Any) -> Any:
+    """A form field that holds JSON, parsed; anything else as it is."""
+    if isinstance(value, str):
+        try:
+            return orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"is not JSON: {error}") from error
+    return value
+
+
+def _shapes(value: Any) -> Any:
+    """`name:1x3x224x224,other:1x10`, the name left out for a single input → {name: (1, 3, 224, 224), …}."""
+    if not isinstance(value, str):
+        return value
+    shapes: dict[str, Shape] = {}
+    for part in filter(None, (part.strip() for part in value.split(","))):
+        name, _, text = part.rpartition(":")
+        if not _SHAPE.fullmatch(text):
+            raise ValueError(f"{part[:80]!r} is not a shape; write name:1x3x224x224")
+        if name in shapes:
+            raise ValueError(f"the input {name!r} appears twice")
+        shapes[name] = tuple(int(length) for length in text.split("x"))
+    return shapes
+
+
+def _preprocess(value: Any) -> Any:
+    """A preset's name, or an object of the recipe's fields with an optional `preset` to start from."""
+    if isinstance(value, str) and not value.lstrip().startswith("{"):
+        value = {"preset": value.strip()}
+    value = _json(value)
+    if isinstance(value, dict) and "preset" in value:
+        preset = value["preset"]
+        if preset not in PRESETS:
+            raise ValueError(f"there is no preset {str(preset)[:40]!r}; there are {', '.join(sorted(PRESETS))}")
+        value = {**PRESETS[preset], **{name: item for name, item in value.items() if name != "preset"}}
+    return value
+
+
+def _labels(value: Any) -> Any:
+    """A JSON list, or names separated by line ends or commas."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return _json(value)
+    return [label.strip() for label in re.split(r"[\r\n]+|,", value) if label.strip()]
+
+
+class PreprocessSchema(BaseModel):
+    """The recipe's fields that the client decides; the rest follows from the model's input."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: str | None = None
+    width: int | None = Field(None, ge=1, le=16384, description="pixels")
+    height: int | None = Field(None, ge=1, le=16384, description="pixels")
+    resize: Resize | None = None
+    color: Color | None = None
+    scale: float | None = Field(None, description="factor on pixels of 0..255, before mean and std; 1/255 = 0.0039216")
+    mean: list[float] | float | None = None
+    std: list[float] | float | None = None
+    layout: Layout | None = None
+    interpolation: Interpolation | None = None
+    crop: float | None = None
+    pad: int | None = None
+
+    def fields(self) -> dict[str, Any]:
+        given = self.model_dump(mode="json", exclude_none=True)
+        return {
+            name: [item] if name in ("mean", "std") and isinstance(item, float) else item
+            for name, item in given.items()
+        }
+
+
+class ToleranceSchema(BaseModel):
+    """How far the engine may be from the source model; what is left out keeps the precision's default."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sqnr_db: float | None = Field(None, ge=-100, le=200)
+    cosine: float | None = Field(None, ge=-1, le=1)
+    max_rel: float | None = Field(None, ge=0)
+    top1: float | None = Field(None, ge=0, le=1)
+
+
+Shapes = Annotated[dict[str, Annotated[tuple[int, ...], Field(max_length=16)]], BeforeValidator(_shapes)]
+
+
+class OptionsSchema(BaseModel):
+    """Build options. As form fields each is text; in the `options` field they are one JSON object."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    backend: str = Field("auto", max_length=32, description="auto, or a backend that GET /device lists")
+    precision: Precision = Precision.FP32
+    input_shapes: Shapes = Field(default_factory=dict, description="name:1x3x224x224,other:1x10 as in trtexec")
+    min_shapes: Shapes = Field(default_factory=dict)
+    opt_shapes: Shapes = Field(default_factory=dict)
+    max_shapes: Shapes = Field(default_factory=dict)
+    preprocess: Annotated[PreprocessSchema | None, BeforeValidator(_preprocess)] = Field(
+        None, description="the recipe for images: an object, or a preset's name"
+    )
+    labels: Annotated[list[Annotated[str, Field(max_length=200)]], BeforeValidator(_labels)] = Field(
+        default_factory=list,
+        max_length=100_000,
+        description="class names: a JSON list, or separated by commas or lines",
+    )
+    tolerance: Annotated[ToleranceSchema | None, BeforeValidator(_json)] = None
+    simplify: bool = True
+    timeout_s: float | None = Field(None, gt=0, le=86_400)
+
+    def to_domain(self) -> BuildOptions:
+        tolerance = self.tolerance.model_dump(exclude_none=True) if self.tolerance else None
+        return BuildOptions(
+            backend=self.backend,
+            precision=self.precision,
+            input_shapes=self.input_shapes,
+            min_shapes=self.min_shapes,
+            opt_shapes=self.opt_shapes,
+            max_shapes=self.max_shapes,
+            preprocess=self.preprocess.fields() if self.preprocess else None,
+            labels=tuple(self.labels),
+            tolerance=Tolerance(**tolerance) if tolerance is not None else None,
+            simplify=self.simplify,
+            timeout_s=self.timeout_s,
+        )
+
+
+def build_options(fields: Mapping[str, Any]) -> BuildOptions:
+    """Options from form fields; an `options` field with one JSON object is merged in, single fields win.
+
+    Raises:
+        InvalidOption: an option is unknown, or its value cannot be one.
+    """
+    given = dict(fields)
+    together = given.pop("options", None)
+    try:
+        merged = {**_object(together), **given}
+        return OptionsSchema.model_validate(merged).to_domain()
+    except ValidationError as error:
+        known = ", ".join(OptionsSchema.model_fields)
+        raise InvalidOption(
+            described(error.errors()), hint=f"The options are: {known}; /docs describes them."
+        ) from error
+
+
+def _object(text: Any) -> dict[str, Any]:
+    if text is None or text == "":
+        return {}
+    try:
+        value = _json(text)
+    except ValueError as error:
+        raise InvalidOption(f"The field options {error}.", hint="Send one JSON object.") from error
+    if not isinstance(value, dict):
+        raise InvalidOption("The field options is not a JSON object.", hint='Send for example {"precision": "fp32"}.')
+    return value

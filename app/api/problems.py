@@ -1,0 +1,117 @@
+"""Every exception becomes RFC 9457 problem+json here, and nowhere else. `error` is what Open Inference clients read."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from app.api.responses import json_response
+from app.domain import errors
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+CLIENT_CLOSED = 499  # nobody reads it: the connection has gone
+
+STATUS: dict[type[errors.ServiceError], int] = {
+    errors.InvalidInput: 422,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.TooLarge: 413,
+    errors.Unsupported: 415,
+    errors.Unavailable: 503,
+    errors.RunFailed: 500,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Make the application answer every failure as a problem."""
+    app.add_exception_handler(errors.ServiceError, _service_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    app.add_exception_handler(Exception, _bug)
+
+
+def problem(
+    status: int, code: str, title: str, detail: str, hint: str, headers: dict[str, str] | None = None
+) -> Response:
+    body = {
+        "type": f"/docs/errors#{code}",
+        "title": title,
+        "status": status,
+        "code": code,
+        "detail": detail,
+        "hint": hint,
+        "error": f"{detail} {hint}".strip(),
+    }
+    return json_response(body, status=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def status_of(error: errors.ServiceError) -> int:
+    """The status of the error's family; 500 for one that should never have left a build."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+
+
+def problem_of(error: errors.ServiceError) -> Response:
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.Unavailable) else None
+    return problem(status_of(error), error.code, error.title, error.detail, error.hint, headers)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, errors.ServiceError)
+    if status_of(error) == 500:
+        log.error("request failed", extra={"path": request.url.path, "code": error.code}, exc_info=error)
+    return problem_of(error)
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return problem_of(errors.InvalidRequest(described(error.errors()), hint="Compare the request with /docs."))
+
+
+def described(found: Any) -> str:
+    """What a validator found, one line: `limit: Input should be less than or equal to 500; …`."""
+    parts = []
+    for item in found[:5]:
+        place = ".".join(str(step) for step in item["loc"] if step not in ("query", "path", "body", "header"))
+        parts.append(f"{place}: {item['msg']}" if place else str(item["msg"]))
+    return "; ".join(parts) + "."
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return problem_of(
+            errors.RouteNotFound(f"Nothing answers at {request.url.path[:200]}.", hint="/docs lists what there is.")
+        )
+    phrase = HTTPStatus(error.status_code).phrase
+    code = "method_not_allowed" if error.status_code == 405 else "http_error"
+    detail = (
+        f"{request.method} is not possible at {request.url.path[:200]}." if code == "method_not_allowed" else phrase
+    )
+    headers = dict(error.headers) if error.headers else None
+    return problem(error.status_code, code, phrase, detail, "/docs lists what there is.", headers)
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)
+
+
+async def _bug(request: Request, error: Exception) -> Response:
+    incident = secrets.token_hex(4)
+    log.error("unexpected error", extra={"path": request.url.path, "incident": incident}, exc_info=error)
+    return problem(
+        500,
+        "internal_error",
+        "The service has a defect",
+        f"An unexpected error happened (incident {incident}).",
+        "The service's log has the details under that number; please report them.",
+    )

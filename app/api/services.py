@@ -1,0 +1,34 @@
+"""What the routes work with. Built by `wiring`, handed to `create_app`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from app.intake import Intake
+from app.serving.service import InferenceService
+from app.settings import Settings
+from app.storage.artefacts import ArtefactStore
+from app.storage.catalogue import Catalogue
+from app.storage.jobs import JobQueue
+
+
+@dataclass(frozen=True)
+class Services:
+    settings: Settings
+    store: ArtefactStore
+    catalogue: Catalogue
+    queue: JobQueue
+    intake: Intake
+    inference: InferenceService
+    workers_alive: Callable[[], int]
+
+
+def services(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+Wired = Annotated[Services, Depends(services)]

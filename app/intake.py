@@ -1,0 +1,127 @@
+"""What a client hands in: models, calibration sets, build requests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from app.backends.base import Backend
+from app.domain.builds import (
+    BuildOptions,
+    CalibrationSet,
+    EngineRecord,
+    Publication,
+    SourceModel,
+    checked_name,
+    engine_key,
+)
+from app.domain.errors import EmptyUpload, PrecisionUnsupported
+from app.domain.jobs import Job
+from app.storage.archives import ArchiveLimits, checked_archive
+from app.storage.artefacts import Draft
+from app.storage.catalogue import Catalogue
+from app.storage.formats import model_format
+from app.storage.jobs import JobQueue
+
+
+class Intake:
+    """Checks what arrives before anything is stored, then stores it."""
+
+    def __init__(
+        self, catalogue: Catalogue, queue: JobQueue, backend: Callable[[str], Backend], limits: ArchiveLimits
+    ) -> None:
+        self._catalogue = catalogue
+        self._queue = queue
+        self._backend = backend
+        self._limits = limits
+
+    def receive_model(self, draft: Draft, filename: str) -> SourceModel:
+        """Store an uploaded network; the same bytes twice are one model.
+
+        Raises:
+            ModelRejected: the bytes are not a network that this service reads; nothing is stored.
+        """
+        format = model_format(draft.path)
+        size_bytes = draft.size_bytes
+        model = SourceModel(draft.commit(), cleaned(filename, "model"), format, size_bytes, _now())
+        return self._catalogue.add_model(model)
+
+    def check_calibration(self, draft: Draft) -> int:
+        """The number of files in an uploaded archive.
+
+        Raises:
+            ArchiveRejected: not a zip, or past a limit.
+        """
+        if draft.size_bytes == 0:
+            raise EmptyUpload("The calibration file has no bytes.", hint="Check the path after the @ of curl's -F.")
+        return checked_archive(draft.path, self._limits)
+
+    def receive_calibration(self, draft: Draft, filename: str) -> CalibrationSet:
+        """Store an uploaded archive of samples; the same bytes twice are one set. Nothing is stored if refused."""
+        entries, size_bytes = self.check_calibration(draft), draft.size_bytes
+        calibration = CalibrationSet(draft.commit(), cleaned(filename, "calibration"), size_bytes, entries, _now())
+        return self._catalogue.add_calibration(calibration)
+
+    def checked(self, name: str, options: BuildOptions) -> None:
+        """Refuse a request that can never be built, before its upload is stored.
+
+        Raises:
+            InvalidName, BackendMissing, PrecisionUnsupported
+        """
+        checked_name(name)
+        backend = self._backend(options.backend)
+        if options.precision not in backend.precisions:
+            raise PrecisionUnsupported(
+                f"The backend {backend.name} cannot build {options.precision.value} here.",
+                hint=f"It builds: {', '.join(sorted(p.value for p in backend.precisions))}.",
+            )
+
+    def request_build(
+        self,
+        name: str,
+        model: str,
+        calibration: str | None,
+        options: BuildOptions,
+        idempotency: tuple[str, str] | None = None,
+    ) -> Job:
+        """Queue a build, or finish it at once when the very engine exists already.
+
+        Args:
+            model: id of a stored model; `calibration` likewise.
+            idempotency: the client's key, and a digest of what it asked for.
+
+        Raises:
+            ModelNotFound, CalibrationNotFound, IdempotencyConflict, and what `checked` raises.
+        """
+        self.checked(name, options)
+        source = self._catalogue.model(model)
+        samples = self._catalogue.calibration(calibration).digest if calibration is not None else None
+        key = engine_key(source.digest, options, samples, self._backend(options.backend).facts())
+        existing = self._catalogue.engine_by_key(key)
+        if existing is not None:
+            return self._queue.add_finished(renamed(existing, name), idempotency)
+        return self._queue.add(name, source.digest, samples, options, idempotency)
+
+
+def renamed(engine: EngineRecord, name: str) -> Publication:
+    """The same engine, to be published under this name."""
+    return Publication(
+        name=name,
+        key=engine.key,
+        blob=engine.blob,
+        model=engine.model,
+        calibration=engine.calibration,
+        options=engine.options,
+        built=engine.built,
+    )
+
+
+def cleaned(filename: str, default: str) -> str:
+    """A client's file name, as a label only: its last part, printable, at most 100 characters."""
+    last = re.split(r"[/\\]", filename)[-1]
+    return "".join(c for c in last if c.isprintable())[:100].strip() or default
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

@@ -1,0 +1,127 @@
+"""The running service, as a child process of a test: started, asked, killed, started again."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[1]
+START_S = 60.0
+BUILD_S = 120.0
+
+
+class Service:
+    """`jetforge serve` on a free loopback port over `data_dir`; its log goes to a file beside the data."""
+
+    def __init__(self, data_dir: Path, *arguments: str, **settings: str) -> None:
+        self.data_dir = data_dir
+        self._arguments = arguments
+        self._settings = {f"JETFORGE_{name.upper()}": value for name, value in settings.items()}
+        self._log = data_dir.parent / f"{data_dir.name}.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    def start(self) -> Service:
+        offset = self._log.stat().st_size if self._log.exists() else 0
+        command = [sys.executable, "-m", "app", "serve", "--port", "0", "--data-dir", str(self.data_dir)]
+        with self._log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *self._arguments],
+                cwd=ROOT,
+                env={**os.environ, "JETFORGE_MIN_FREE_MIB": "64", **self._settings},
+                stderr=log,
+                stdout=log,
+            )
+        try:
+            found = self.eventually(lambda: re.search(r"listening address=(\S+)", self.log[offset:]))
+            self.url = found.group(1)
+            self.eventually(self._is_up)
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def _is_up(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def stop(self) -> int:
+        """SIGTERM and wait; the exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(30)
+
+    def eventually(self, look: Callable[[], Any], within_s: float = START_S) -> Any:
+        """The first true answer of `look`; fails with the service's log when there is none in time."""
+        end = time.monotonic() + within_s
+        while time.monotonic() < end:
+            if found := look():
+                return found
+            time.sleep(0.05)
+        raise AssertionError(f"it never came true; the service's log:\n{self.log[-5000:]}")
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def client(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=BUILD_S, trust_env=False, **options)
+
+    def build(self, client: httpx.Client, model: bytes, name: str, **fields: str) -> dict[str, Any]:
+        """Request a build and wait until it has ended; the job."""
+        job = client.post("/jobs", files={"model": ("model.onnx", model)}, data={"name": name, **fields})
+        assert job.status_code == 202, job.text
+        return self.ended(client, job.json()["id"])
+
+    def ended(self, client: httpx.Client, job: str) -> dict[str, Any]:
+        found: dict[str, Any] = client.get(f"/jobs/{job}", params={"wait": BUILD_S}).json()
+        assert found["state"] not in ("queued", "running"), (found, self.log[-3000:])
+        return found
+
+    def running_child(self, client: httpx.Client, job: str) -> int:
+        """The process id of the job's build child, once it runs."""
+
+        def look() -> int | None:
+            for folder in Path("/proc").glob("[0-9]*"):
+                try:
+                    command = (folder / "cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if b"app.build" in command and any(job.encode() in part for part in command):
+                    return int(folder.name)
+            return None
+
+        found: int = self.eventually(look)
+        return found
+
+    def worker_pid(self) -> int:
+        """The process id of the worker that this service started."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task")
+        return int(self.eventually(lambda: _children(children)).split()[0])
+
+
+def _children(tasks: Path) -> str:
+    return " ".join((task / "children").read_text().strip() for task in tasks.iterdir()).strip()
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

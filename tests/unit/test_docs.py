@@ -1,0 +1,76 @@
+"""Documentation is complete: every error, setting and option is described."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.api.options import OptionsSchema
+from app.domain import errors
+from app.domain.preprocess import PRESETS, Preprocess
+from app.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+FAMILIES = {
+    errors.InvalidInput,
+    errors.NotFound,
+    errors.Conflict,
+    errors.TooLarge,
+    errors.Unsupported,
+    errors.Unavailable,
+    errors.RunFailed,
+    errors.BuildFailed,
+}
+
+
+def leaves(kind: type[errors.ServiceError] = errors.ServiceError) -> Iterator[type[errors.ServiceError]]:
+    for child in kind.__subclasses__():
+        if child not in FAMILIES:
+            yield child
+        yield from leaves(child)
+
+
+def test_every_error_has_a_code_of_its_own_and_a_title() -> None:
+    codes = [leaf.code for leaf in leaves()]
+
+    assert len(codes) == len(set(codes)) > 40
+    assert all("code" in vars(leaf) and "title" in vars(leaf) for leaf in leaves())
+
+
+@pytest.mark.parametrize("code", [*(leaf.code for leaf in leaves()), "internal_error", "method_not_allowed"])
+def test_every_error_has_a_paragraph(code: str) -> None:
+    text = (DOCS / "errors.md").read_text()
+    found = re.search(rf"^### {code}\n\n(.+?)(?=\n#|\Z)", text, re.M | re.S)
+
+    assert found is not None and len(found.group(1).strip()) > 40
+
+
+def test_no_error_is_described_that_does_not_exist() -> None:
+    described = set(re.findall(r"^### (\w+)$", (DOCS / "errors.md").read_text(), re.M))
+
+    assert described == {leaf.code for leaf in leaves()} | {"internal_error", "method_not_allowed", "http_error"}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_described_with_its_default(name: str) -> None:
+    row = re.search(
+        rf"^\| `JETFORGE_{name.upper()}` \| (.+?) \| (.+?) \|$", (DOCS / "configuration.md").read_text(), re.M
+    )
+    default = Settings.model_fields[name].default
+
+    assert row is not None
+    assert row.group(1) == (
+        f"`{str(default).lower() if default in (True, False) else default}`" if default != "" else "(empty)"
+    )
+    assert row.group(2) == Settings.model_fields[name].description
+
+
+def test_every_build_option_and_recipe_field_is_described() -> None:
+    text = (DOCS / "options.md").read_text()
+    names = [*OptionsSchema.model_fields, *(field.name for field in dataclasses.fields(Preprocess)), *PRESETS]
+
+    assert [name for name in names if f"`{name}`" not in text and name != "dtype"] == []
