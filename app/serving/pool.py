@@ -85,7 +85,7 @@ class EnginePool:
             yield await asyncio.shield(seat.loading) if seat.warm is None else seat.warm
         finally:
             seat.leases -= 1
-            seat.last_used_s = self._clock()
+            seat.touch(self._clock())
             if seat.leases == 0:
                 self._tell_change()
 
@@ -178,7 +178,9 @@ class EnginePool:
                 del self._seats[blob]
             raise
         seat.load_s = time.perf_counter() - started_s
-        seat.last_used_s = seat.loaded_s = self._clock()
+        seat.loaded_s = self._clock()
+        seat.touch(seat.loaded_s)
+        seat.loaded_at = seat.last_used_at
         log.info("engine loaded", extra={"engine": seat.record.ref, "seconds": round(seat.load_s, 3)})
         return seat.warm
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from enum import Enum
 
 from app.domain.builds import Digest, EngineRecord
@@ -34,6 +35,8 @@ class WarmState:
     load_s: float  # warm-up included; 0 while it loads
     loaded_s_ago: float  # 0 while it loads
     last_used_s_ago: float
+    loaded_at: datetime | None  # None while it loads
+    last_used_at: datetime
 
 
 @dataclass(eq=False)
@@ -50,6 +53,13 @@ class Seat:
     is_pinned: bool = False
     load_s: float = 0
     loaded_s: float = 0  # by the pool's clock
+    last_used_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))  # for people
+    loaded_at: datetime | None = None
+
+    def touch(self, now_s: float) -> None:
+        """It was used now."""
+        self.last_used_s = now_s
+        self.last_used_at = datetime.now(timezone.utc)
 
     @property
     def is_idle(self) -> bool:
@@ -73,6 +83,8 @@ class Seat:
             load_s=self.load_s,
             loaded_s_ago=now_s - self.loaded_s if warm else 0,
             last_used_s_ago=now_s - self.last_used_s,
+            loaded_at=self.loaded_at if warm else None,
+            last_used_at=self.last_used_at,
         )
 
     def _state(self) -> EngineState:

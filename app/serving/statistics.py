@@ -1,0 +1,91 @@
+"""Statistics: how often each engine answered, and where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from app.serving.batcher import Run
+
+
+@dataclass
+class RunTotals:
+    """Runs of one length."""
+
+    runs: int = 0
+    compute_ns: int = 0
+
+
+@dataclass
+class Totals:
+    """Sums over one engine's requests since the service started, through loads and unloads."""
+
+    requests: int = 0  # answered
+    rows: int = 0  # answered
+    runs: int = 0  # a run answers one request or several
+    failures: int = 0  # passed every check, and were not answered
+    total_ns: int = 0  # of answered requests
+    failed_ns: int = 0
+    queue_ns: int = 0  # of answered requests, as all below
+    input_ns: int = 0  # body or images to tensors
+    compute_ns: int = 0  # each request counts the whole run that it took part in
+    output_ns: int = 0  # tensors to body
+    last_answer_ms: int = 0  # Unix time; 0: none yet
+    by_rows: dict[int, RunTotals] = field(default_factory=dict)  # by rows of a run
+
+
+class Statistics:
+    """Totals by reference, `name:version`. Used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Totals] = {}
+
+    def of(self, ref: str) -> Totals:
+        """The engine's totals; they go on counting."""
+        totals = self._totals.get(ref)
+        if totals is None:
+            totals = self._totals[ref] = Totals()
+        return totals
+
+    def add_answer(self, ref: str, runs: Sequence[Run], rows: int, total_s: float, input_s: float) -> None:
+        """Count one answered request.
+
+        Args:
+            rows: of the request.
+            input_s: what of the total went into making tensors of images.
+        """
+        totals = self.of(ref)
+        totals.requests += 1
+        totals.rows += rows
+        totals.total_ns += _ns(total_s)
+        totals.input_ns += _ns(input_s)
+        totals.last_answer_ms = time.time_ns() // 1_000_000
+        for run in runs:
+            totals.queue_ns += _ns(run.queue_ms / 1e3)
+            totals.compute_ns += _ns(run.compute_ms / 1e3)
+            if run.is_first:
+                totals.runs += 1
+                of_length = totals.by_rows.setdefault(run.batch_rows, RunTotals())
+                of_length.runs += 1
+                of_length.compute_ns += _ns(run.compute_ms / 1e3)
+
+    def add_coding(self, ref: str, *, input_ns: int, output_ns: int) -> None:
+        """Add what a protocol spent on an answered request, before and after the service had it."""
+        totals = self.of(ref)
+        totals.input_ns += input_ns
+        totals.output_ns += output_ns
+        totals.total_ns += input_ns + output_ns
+
+    def add_failure(self, ref: str, total_s: float) -> None:
+        totals = self.of(ref)
+        totals.failures += 1
+        totals.failed_ns += _ns(total_s)
+
+    def forget(self, ref: str) -> None:
+        """The engine has been deleted; its version is not given again."""
+        self._totals.pop(ref, None)
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
