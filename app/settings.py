@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     batch_rows_max: int = Field(
         32, ge=1, description="Most rows joined into one run, when the build set no max_shapes."
     )
-    queue_rows_max: int = Field(256, ge=1, description="Requests that may wait for one engine; more are answered 503.")
+    queue_rows_max: int = Field(256, ge=1, description="Rows that may wait for one engine; more are answered 503.")
 
     @property
     def root(self) -> Path:

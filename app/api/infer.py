@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import openapi, tensors
 from app.api.multipart import Sink, body_too_large, media_type, read_body, read_multipart
 from app.api.responses import json_response
-from app.api.services import Services, Wired
+from app.api.services import Wired
 from app.domain.errors import InvalidRequest, MediaTypeUnsupported
 from app.domain.tensors import Signature, Tensors
 from app.serving.service import Answer, top_k
@@ -39,29 +39,27 @@ async def infer(
     Images (one as the raw body, several as multipart parts) go through the engine's own preprocessing recipe.
     """
     kind = media_type(request)
-    if kind in IMAGES:
-        images = [await read_body(request, wired.settings.max_body_mib << 20)]
-        answer = await wired.inference.infer_images(ref, images)
-    elif kind == FORM:
-        answer = await wired.inference.infer_images(ref, await _images(request, wired.settings.max_body_mib << 20))
-    else:
-        answer = await _infer_tensors(request, wired, ref, kind, shape)
+    _refuse_unknown(kind)
+    engine = await wired.inference.find(ref)  # before the body is read: it may be large, and the name wrong
+    limit_bytes = wired.settings.max_body_mib << 20
     is_image = kind in IMAGES or kind == FORM
-    return await _response(request, answer, top, outputs, is_image)
+    if is_image:
+        images = await _images(request, limit_bytes) if kind == FORM else [await read_body(request, limit_bytes)]
+        answer = await wired.inference.infer_images(ref, images)
+    else:
+        body = await read_body(request, limit_bytes)
+        inputs = await run_in_threadpool(_parsed, kind, body, engine.built.signature, shape, limit_bytes)
+        answer = await wired.inference.infer(ref, inputs)
+    return _response(request, answer, top, outputs, is_image)
 
 
-async def _infer_tensors(request: Request, wired: Services, ref: str, kind: str, shape: str | None) -> Answer:
-    if kind not in (JSON, NPY, NPZ, RAW):
-        known = ", ".join((*sorted(IMAGES), FORM, JSON, NPY, NPZ, RAW))
+def _refuse_unknown(kind: str) -> None:
+    known = (*sorted(IMAGES), FORM, JSON, NPY, NPZ, RAW)
+    if kind not in known:
         raise MediaTypeUnsupported(
-            f"The content type is {kind[:80] or 'missing'}; {known} are read.",
+            f"The content type is {kind[:80] or 'missing'}; {', '.join(known)} are read.",
             hint="With curl: -H 'Content-Type: image/png' --data-binary @image.png.",
         )
-    limit_bytes = wired.settings.max_body_mib << 20
-    engine = await wired.inference.find(ref)
-    body = await read_body(request, limit_bytes)
-    inputs = await run_in_threadpool(_parsed, kind, body, engine.built.signature, shape, limit_bytes)
-    return await wired.inference.infer(ref, inputs)
 
 
 def _parsed(kind: str, body: bytes, signature: Signature, shape: str | None, limit_bytes: int) -> Tensors:
@@ -98,7 +96,7 @@ async def _images(request: Request, limit_bytes: int) -> list[bytes]:
     return [bytes(part) for part in parts]
 
 
-async def _response(request: Request, answer: Answer, top: int, outputs: bool | None, is_image: bool) -> Response:
+def _response(request: Request, answer: Answer, top: int, outputs: bool | None, is_image: bool) -> Response:
     accept = request.headers.get("accept", "")
     if NPZ in accept:
         return Response(tensors.to_npz(answer.outputs), media_type=NPZ, headers=_headers(answer))

@@ -12,7 +12,7 @@ from app.domain.builds import Accuracy, BuildOptions, CalibrationSet, EngineReco
 from app.domain.jobs import Failure, Job, JobEvent, JobState, Stage
 from app.domain.preprocess import Preprocess
 from app.domain.tensors import Signature
-from app.serving.seats import WarmState
+from app.serving.seats import EngineState, WarmState
 from app.storage.codec import encode
 
 
@@ -135,6 +135,23 @@ class EventSchema(BaseModel):
         )
 
 
+class WarmSchema(BaseModel):
+    """How an engine stands in memory."""
+
+    state: EngineState
+    is_pinned: bool
+    device_bytes: int
+    contexts: int
+    leases: int  # requests that use it or wait for it
+    waiting: int  # rows
+    requests: int  # answered since it was loaded, as are rows and runs
+    rows: int
+    runs: int  # a run answers one request or several
+    load_s: float
+    loaded_at: datetime | None
+    last_used_at: datetime
+
+
 class EngineSchema(BaseModel):
     ref: str
     name: str
@@ -154,7 +171,7 @@ class EngineSchema(BaseModel):
     warnings: list[str]
     facts: Facts
     created_at: datetime
-    warm: WarmState | None  # null: cold
+    warm: WarmSchema | None  # null: cold
     links: dict[str, str]
 
     @classmethod
@@ -179,7 +196,7 @@ class EngineSchema(BaseModel):
             warnings=list(built.warnings),
             facts=built.facts,
             created_at=engine.created_at,
-            warm=warm,
+            warm=WarmSchema.model_validate(warm, from_attributes=True) if warm else None,
             links={
                 "self": here,
                 "file": f"{here}/file",

@@ -31,4 +31,8 @@ def services(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-Wired = Annotated[Services, Depends(services)]
+async def _services(request: Request) -> Services:  # a plain function would cost each request a hop to a thread
+    return services(request)
+
+
+Wired = Annotated[Services, Depends(_services)]

@@ -31,7 +31,9 @@ def refused(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
 
 
 def stored(service: Service) -> set[str]:
-    return {path.name for path in (service.data_dir / "artefacts").rglob("*") if path.is_file()}
+    """Names of uploads, whole or not; the store's lock is neither."""
+    files = (service.data_dir / "artefacts").rglob("*")
+    return {path.name for path in files if path.is_file() and path.name != "lock"}
 
 
 def bomb() -> bytes:

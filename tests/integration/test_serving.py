@@ -26,10 +26,10 @@ from app.domain.errors import (
     TensorRejected,
 )
 from app.domain.preprocess import Color, Preprocess, row_from_image
-from app.domain.tensors import ANY, DType, ShapeRange, Signature, Tensor, TensorSpec
+from app.domain.tensors import ANY, DType, ShapeRange, Signature, Tensor, Tensors, TensorSpec
 from app.serving.pool import EnginePool, EngineState
 from app.serving.service import InferenceService
-from tests.fakes import engine_record, threads_of_serving
+from tests.fakes import FakeEngine, doubled, engine_record, soon, threads_of_serving
 
 SIDE, CLASSES = 6, 10
 
@@ -111,7 +111,7 @@ async def service(library: Library) -> AsyncIterator[InferenceService]:
     pool = EnginePool(library.load, budget_bytes=1 << 30, keep_alive_s=60, contexts=2, queue_rows_max=256)
     service = InferenceService(library.find, pool, found_for_s=3600)
     yield service
-    await service.close()
+    await soon(service.close())
     assert threads_of_serving() == []
 
 
@@ -128,7 +128,7 @@ async def test_joined_requests_get_what_separate_runs_answer(service: InferenceS
     sent = [batch(1 + seed % 3, seed) for seed in range(40)]
     separate = [(await service.infer("digits", {"image": one})).outputs["logits"] for one in sent]
 
-    answers = await asyncio.gather(*[service.infer("digits", {"image": one}) for one in sent])
+    answers = await soon(asyncio.gather(*[service.infer("digits", {"image": one}) for one in sent]))
 
     for alone, answer in zip(separate, answers, strict=True):
         np.testing.assert_allclose(answer.outputs["logits"], alone, rtol=1e-5, atol=1e-5)
@@ -142,7 +142,7 @@ async def test_an_answer_stays_as_it_is_while_later_requests_run(service: Infere
     first = await service.infer("digits", {"image": batch(2)})
     before = first.outputs["logits"].copy()
 
-    await asyncio.gather(*[service.infer("digits", {"image": batch(2, seed)}) for seed in range(20)])
+    await soon(asyncio.gather(*[service.infer("digits", {"image": batch(2, seed)}) for seed in range(20)]))
 
     np.testing.assert_array_equal(first.outputs["logits"], before)
 
@@ -155,7 +155,7 @@ async def test_requests_that_hang_up_do_not_disturb_the_others(service: Inferenc
 
     for task in tasks[::3]:
         task.cancel()
-    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    answers = await soon(asyncio.gather(*tasks, return_exceptions=True))
 
     for number, answer in enumerate(answers):
         if number % 3:
@@ -183,6 +183,26 @@ async def test_a_tensor_in_another_memory_order_means_the_same(service: Inferenc
 
     straight = await service.infer("digits", {"image": batch(3)})
     np.testing.assert_allclose(answer.outputs["logits"], straight.outputs["logits"], rtol=1e-6)
+
+
+async def test_a_runtime_gets_its_tensors_c_contiguous() -> None:
+    orders: list[bool] = []
+
+    def noted(inputs: Tensors) -> Tensors:
+        orders.append(inputs["x"].flags.c_contiguous)
+        return doubled(inputs)
+
+    pool = EnginePool(
+        lambda record: FakeEngine(answer=noted), budget_bytes=1000, keep_alive_s=0, contexts=1, queue_rows_max=8
+    )
+    service = InferenceService(lambda name, version: engine_record(name), pool)
+    sent = np.asfortranarray(np.arange(6, dtype=np.float32).reshape(2, 3))
+
+    answer = await service.infer("net", {"x": sent})
+    await service.close()
+
+    assert orders == [True, True]  # the warm-up's and the request's
+    assert answer.outputs["y"].tolist() == [[0, 2, 4], [6, 8, 10]]
 
 
 async def test_a_tensor_that_does_not_fit_loads_no_engine(service: InferenceService) -> None:

@@ -90,9 +90,13 @@ async def pool(runtime: Runtime, clock: Clock) -> AsyncIterator[EnginePool]:
 
 async def used(pool: EnginePool, record: EngineRecord, value: float = 1) -> float:
     """One request: y of x = value."""
-    async with pool.lease(record) as engine:
-        run = await soon(engine.run(row(value)))
-    return float(run.outputs["y"][0, 0])
+
+    async def request() -> float:
+        async with pool.lease(record) as engine:
+            run = await engine.run(row(value))
+        return float(run.outputs["y"][0, 0])
+
+    return await soon(request())
 
 
 def warm(pool: EnginePool) -> list[str]:
