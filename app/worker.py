@@ -6,9 +6,9 @@ import fcntl
 import logging
 import os
 import secrets
+import select
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +69,24 @@ def _is_locked(path: Path) -> bool:
     return False
 
 
+class StopFlag:
+    """Says that the worker shall stop. A signal handler may set it, which a threading.Event does not survive: its
+    lock may be held by the very thread that the handler interrupts."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def set(self) -> None:
+        if not self.is_set:
+            self.is_set = True
+            os.write(self._writer, b".")
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when it is set, or after so many seconds."""
+        select.select([self._reader], [], [], timeout_s)
+
+
 class Worker:
     """Works through the queue, one job at a time, until asked to stop."""
 
@@ -85,7 +103,7 @@ class Worker:
         self._catalogue = catalogue
         self._queue = queue
         self._backend = backend
-        self._stop = threading.Event()
+        self._stop = StopFlag()
         self._swept_at = float("-inf")
 
     def stop(self) -> None:
@@ -96,7 +114,7 @@ class Worker:
         presence = Presence(self._settings.workers_dir)
         log.info("worker started", extra={"worker": presence.worker})
         try:
-            while not self._stop.is_set():
+            while not self._stop.is_set:
                 self._turn(presence)
         finally:
             presence.leave()
@@ -140,7 +158,7 @@ class Build:
         catalogue: Catalogue,
         queue: JobQueue,
         backend: Callable[[str], Backend],
-        stop: threading.Event,
+        stop: StopFlag,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -245,7 +263,7 @@ class Build:
             self._beaten_at = time.monotonic()
             self._queue.beat(job.id, worker)
         self._cancelled = self._cancelled or self._queue.get(job.id).cancel_requested
-        return self._cancelled or self._stop.is_set()
+        return self._cancelled or self._stop.is_set
 
     def _thin_failed_builds(self) -> None:
         folders = sorted(self._settings.work_dir.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -25,6 +26,7 @@ router = APIRouter(tags=["jobs"])
 
 WAIT_MAX_S = 300.0
 _FILES = ("model", "calibration")
+_EVENT_ID = re.compile(r"[0-9]{1,18}")
 
 
 @router.post("/jobs", status_code=202, response_model=JobSchema, openapi_extra=openapi.JOB_FORM)
@@ -137,7 +139,7 @@ async def get_events(
 ) -> Response:
     """Server-sent events: `state`, `stage`, `step`, `warning` and `log` as they happen, `end` with the job last."""
     await run_in_threadpool(wired.queue.get, job_id)
-    after = int(last_event_id) if last_event_id and last_event_id.isdigit() else 0
+    after = int(last_event_id) if last_event_id and _EVENT_ID.fullmatch(last_event_id) else 0
     stream = job_stream(wired, request.app.state.changes, job_id, after)
     return StreamingResponse(
         stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

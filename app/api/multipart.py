@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
@@ -38,7 +39,7 @@ async def pieces(request: Request, limit_bytes: int, too_large: Callable[[], Ser
         ClientDisconnect: the client hung up.
     """
     announced = request.headers.get("content-length", "")
-    if announced.isdigit() and int(announced) > limit_bytes:
+    if re.fullmatch(r"[0-9]{1,30}", announced) and int(announced) > limit_bytes:
         raise too_large()
     waiting: list[bytes] = []
     held, total = 0, 0

@@ -57,6 +57,17 @@ def test_a_reader_that_reconnects_gets_only_what_it_has_not_seen(service: Servic
     assert [int(line[4:]) for line in rest.splitlines() if line.startswith("id: ")] == ids[3:]
 
 
+@pytest.mark.parametrize("seen", ["9" * 30, "-1", "x", "\xb2"])
+def test_an_event_id_that_cannot_be_starts_from_the_beginning(
+    service: Service, client: httpx.Client, seen: str
+) -> None:
+    job = service.build(client, model("odd ids"), "odd-ids")
+
+    events = client.get(f"/jobs/{job['id']}/events", headers={"Last-Event-ID": seen.encode("latin-1")})
+
+    assert events.status_code == 200 and "id: " in events.text
+
+
 def test_the_log_of_a_job_is_kept(service: Service, client: httpx.Client) -> None:
     job = service.build(client, model("logged"), "logged")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from app.backends import registry
@@ -27,6 +28,13 @@ SIMPLIFIED_EVERY = 60  # of those: each costs a process
 BUILT_AT_LEAST = 450  # 490 of 628 with ONNX 1.23 and ONNX Runtime 1.32
 
 RIGHT = "right"
+# Older runtimes (the newest for Python 3.10 is 1.23) divide by zero on some random inputs and end the process; a build
+# in its own child survives that, this suite in one process does not.
+pytestmark = pytest.mark.skipif(
+    tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 30),
+    reason="this ONNX Runtime ends the process on inputs that the suite's cases do not mean",
+)
+
 REFUSALS = {
     "dtype_unsupported",  # text, sequences, optionals, bfloat16 and smaller floats as inputs or outputs
     "operator_unsupported",  # the runtime has no kernel: training operators, the newest opset, rare element types
