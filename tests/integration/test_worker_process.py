@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +22,6 @@ def started(data_dir: Path) -> subprocess.Popen[bytes]:
 
 
 WAITING_UNDER_SIGNALS = """
-import signal
 from {module} import {kind} as Flag
 
 flag = Flag()
