@@ -17,12 +17,14 @@ from app.domain.builds import (
     engine_key,
 )
 from app.domain.errors import EmptyUpload, PrecisionUnsupported
-from app.domain.jobs import Job
+from app.domain.jobs import Job, JobState
 from app.storage.archives import ArchiveLimits, checked_archive
 from app.storage.artefacts import Draft
 from app.storage.catalogue import Catalogue
 from app.storage.formats import model_format
 from app.storage.jobs import JobQueue
+
+_LATEST_JOBS = 50  # of one name: looked through for a rebuild that is under way or has failed
 
 
 class Intake:
@@ -102,6 +104,21 @@ class Intake:
         if existing is not None:
             return self._queue.add_finished(renamed(existing, name), idempotency)
         return self._queue.add(name, source.digest, samples, options, idempotency)
+
+    def rebuild(self, engine: EngineRecord) -> Job | None:
+        """Have a stale engine built again as it was asked for; it becomes the newest version of its name.
+
+        Returns:
+            The job, an earlier one if it still waits or runs; None when that build has failed since: another one
+            would fail as well.
+        """
+        for job in self._queue.list(name=engine.name, limit=_LATEST_JOBS):
+            if (job.model, job.calibration, job.options) == (engine.model, engine.calibration, engine.options):
+                if not job.state.is_final:
+                    return job
+                if job.state is JobState.FAILED and job.created_at > engine.created_at:
+                    return None
+        return self.request_build(engine.name, engine.model, engine.calibration, engine.options)
 
 
 def renamed(engine: EngineRecord, name: str) -> Publication:

@@ -45,6 +45,7 @@ class Settings(BaseSettings):
         3600, ge=0, description="Age after which an artefact that nothing refers to, or a half-written one, is swept."
     )
 
+    rebuild_stale: bool = Field(True, description="Build a stale engine again, by itself, when it is first asked for.")
     engine_memory_mib: int = Field(
         0, ge=0, description="Memory budget of warm engines, in MiB; 0: half of what is free at the start."
     )

@@ -13,6 +13,7 @@ from app.backends.base import LoadedEngine
 from app.device import memory_bytes
 from app.domain.builds import EngineRecord
 from app.domain.errors import EngineStale, EngineUnloadable
+from app.domain.jobs import Job
 from app.intake import Intake
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
@@ -40,8 +41,9 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     database = Database(settings.database)
     store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
     catalogue, queue = Catalogue(database), JobQueue(database)
+    intake = Intake(catalogue, queue, registry.chosen, limits(settings))
     pool = EnginePool(
-        load=partial(load_engine, store),
+        load=partial(load_engine, store, intake.rebuild if settings.rebuild_stale else None),
         budget_bytes=budget_bytes(settings),
         keep_alive_s=settings.keep_alive_s,
         contexts=settings.contexts,
@@ -53,7 +55,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             store=store,
             catalogue=catalogue,
             queue=queue,
-            intake=Intake(catalogue, queue, registry.chosen, limits(settings)),
+            intake=intake,
             inference=InferenceService(catalogue.engine, pool),
             workers_alive=_alive(settings),
         )
@@ -72,8 +74,13 @@ def connected_worker(settings: Settings) -> Iterator[Worker]:
         database.close()
 
 
-def load_engine(store: ArtefactStore, engine: EngineRecord) -> LoadedEngine:
+def load_engine(
+    store: ArtefactStore, rebuild: Callable[[EngineRecord], Job | None] | None, engine: EngineRecord
+) -> LoadedEngine:
     """Load a published engine, if it is intact and still valid on this device.
+
+    Args:
+        rebuild: queues the build of a stale engine; None = nobody does.
 
     Raises:
         EngineStale: it was built under other facts.
@@ -82,10 +89,13 @@ def load_engine(store: ArtefactStore, engine: EngineRecord) -> LoadedEngine:
     backend = registry.backend(engine.built.facts.backend)
     now, then = backend.facts(), engine.built.facts
     if now != then:
+        job = rebuild(engine) if rebuild is not None else None
         raise EngineStale(
             f"The engine {engine.ref} was built for {then.backend} {then.backend_version} on {then.device};"
             f" this is {now.backend} {now.backend_version} on {now.device}.",
-            hint=f"Build it again: curl -F name={engine.name} -F model_id={engine.model} …/jobs.",
+            hint=f"It is being built again: GET /jobs/{job.id}. Then /infer/{engine.name} works again."
+            if job is not None
+            else f"Build it again: curl -F name={engine.name} -F model_id={engine.model} …/jobs.",
         )
     if not store.verify(engine.blob):
         raise EngineUnloadable(
