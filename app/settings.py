@@ -36,11 +36,19 @@ class Settings(BaseSettings):
     max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")
     max_calibration_mib: int = Field(8192, ge=1, description="Largest unpacked size of a calibration archive, in MiB.")
 
+    min_calibration_samples: int = Field(32, ge=2, description="Usable, different samples that INT8 needs at least.")
+
     build_timeout_s: float = Field(3600, gt=0, description="Time limit of one build attempt, in seconds.")
+    require_confinement: bool = Field(
+        False, description="Refuse PyTorch files where the system cannot confine the process that opens them."
+    )
     build_attempts: int = Field(3, ge=1, description="Times that a job is started before a lost worker fails it.")
     heartbeat_s: float = Field(5, gt=0, description="Seconds between the heartbeats of a running job.")
     lost_after_s: float = Field(60, gt=0, description="A running job without a heartbeat for so long is requeued.")
     keep_failed_builds: int = Field(5, ge=0, description="Work folders of failed jobs that are kept for a look.")
+    cache_mib: int = Field(
+        1024, ge=0, description="What builds keep for later ones (calibration ranges, timing caches), in MiB."
+    )
     orphan_age_s: float = Field(
         3600, ge=0, description="Age after which an artefact that nothing refers to, or a half-written one, is swept."
     )
@@ -74,6 +82,11 @@ class Settings(BaseSettings):
     def work_dir(self) -> Path:
         """Work folders of builds, one a job."""
         return self.root / "work"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What builds keep for later ones; losing it only costs time."""
+        return self.root / "cache"
 
     @property
     def workers_dir(self) -> Path:

@@ -18,15 +18,51 @@ from app.domain.tensors import Shape, Signature
 Digest = NewType("Digest", str)  # "sha256:" and 64 hex digits: the name of stored bytes
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-RECIPE_REVISION = 1  # raise it when the build recipe changes what it produces: old engines are then not reused
+RECIPE_REVISION = 2  # raise it when the build recipe changes what it produces: old engines are then not reused
 
 
 class ModelFormat(str, Enum):
     ONNX = "onnx"
+    ONNX_ARCHIVE = "onnx_archive"  # a zip or tar of one .onnx file and the files that hold its weights
+    TORCHSCRIPT = "torchscript"  # torch.jit.save: scripted or traced
+    PT2 = "pt2"  # torch.export.save
+
+    @property
+    def is_torch(self) -> bool:
+        """Whether it takes PyTorch to read it, and an export to ONNX to build it."""
+        return self in (ModelFormat.TORCHSCRIPT, ModelFormat.PT2)
 
 
 class Precision(str, Enum):
     FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"  # layers that quantise; the others run in the next best precision
+    AUTO = "auto"  # the fastest of the others that stays within its tolerance; never an engine's own
+
+
+class Int8Method(str, Enum):
+    CALIBRATOR = "calibrator"  # TensorRT's own, with its cache
+    QDQ = "qdq"  # QuantizeLinear / DequantizeLinear nodes in the graph, before it reaches the backend
+
+
+class Placement(str, Enum):
+    """Where a runtime wants Q/DQ nodes, and with which numbers."""
+
+    ONNXRUNTIME = "onnxruntime"  # unsigned activations, signed weights per channel, around whole operators
+    TENSORRT = "tensorrt"  # symmetric int8, on the inputs of Conv, Gemm, MatMul and one branch of a residual Add
+
+
+class Ranging(str, Enum):
+    """How the range of an activation follows from the samples."""
+
+    MINMAX = "minmax"
+    ENTROPY = "entropy"
+    PERCENTILE = "percentile"
+
+
+class Builder(str, Enum):
+    API = "api"  # the runtime's own, in the build child
+    TRTEXEC = "trtexec"  # NVIDIA's command
 
 
 @dataclass(frozen=True)
@@ -42,6 +78,12 @@ class Tolerance:
     top1: float = 1.0  # at least: share of samples with the same arg max, near ties not counted
 
 
+HALF_TOLERANCE = Tolerance(sqnr_db=40, cosine=0.9999, max_rel=1e-2, top1=0.99)
+TF32_TOLERANCE = Tolerance(sqnr_db=50, cosine=0.9999, max_rel=1e-2, top1=0.99)  # measured: ResNet-18 61.8 dB
+INT8_TOLERANCE = Tolerance(sqnr_db=15, cosine=0.99, max_rel=0.15, top1=0.98)
+INT8_DOUBTFUL_DB = 20.0  # an INT8 engine below this is published with a warning
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What the client asked for; what it left open is decided during the build and recorded in the engine."""
@@ -54,8 +96,19 @@ class BuildOptions:
     max_shapes: Mapping[str, Shape] = field(default_factory=dict)
     preprocess: Mapping[str, Any] | None = None  # fields of Preprocess; the rest follows from the model's input
     labels: tuple[str, ...] = ()  # class names, by index
-    tolerance: Tolerance | None = None  # None = the precision's defaults
+    tolerance: Mapping[str, float] | None = None  # fields of Tolerance; the rest follows from the precision
     simplify: bool = True
+    opset: int | None = None  # of an export from PyTorch; None = the backend's default
+    dynamic_batch: bool = False  # make a fixed batch dynamic, or fail
+    fold_preprocess: bool = False  # colour order, scale, mean and std into the graph: the engine takes uint8 images
+    int8_method: Int8Method | None = None  # None = the backend's first
+    int8_ranging: Ranging | None = None  # None = the method's default
+    tf32: bool = False  # TensorRT: allow 19-bit products in FP32 layers
+    workspace_mib: int | None = None  # TensorRT: scratch memory that a layer may take; None = the runtime's default
+    tactic_sources: tuple[str, ...] | None = None  # TensorRT: names of TacticSource; None = the runtime's default
+    optimization_level: int | None = None  # TensorRT ≥ 8.6: 0 (fast build) to 5 (fast engine)
+    dla_core: int | None = None  # TensorRT: run on this DLA core, the GPU taking what it cannot
+    builder: Builder = Builder.API
     timeout_s: float | None = None  # None = the setting build_timeout_s
 
 
@@ -83,12 +136,24 @@ class OutputAccuracy:
 
 
 @dataclass(frozen=True)
+class LabelledAccuracy:
+    """Share of right answers (top-1) of both on samples whose class is known."""
+
+    samples: int
+    source: float  # 0..1
+    engine: float  # 0..1
+
+
+@dataclass(frozen=True)
 class Accuracy:
     outputs: tuple[OutputAccuracy, ...]
     samples: int  # rows compared
-    inputs: str  # "random": by dtype and range
+    inputs: str  # "random": by dtype and range; "held-back": samples that calibration never saw
     reference: str  # the runtime that ran the source model, with its version
-    top1_agreement: float | None = None  # 0..1; None unless the model is a one-output classifier
+    top1_agreement: float | None = None  # 0..1, of the rows that are no near ties; None unless a classifier has some
+    top5_agreement: float | None = None  # 0..1: the source's first class is among the engine's first five
+    near_ties: int = 0  # rows whose two best classes the source keeps no farther apart than twice the RMS error
+    labelled: LabelledAccuracy | None = None  # None: no sample has a label
 
 
 @dataclass(frozen=True)
@@ -100,6 +165,20 @@ class Latency:
     throughput_per_s: float  # rows a second, one context, run after run
     rows: int  # rows in each run
     runs: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One engine that a build with precision auto made, or failed to make."""
+
+    precision: Precision
+    int8_method: Int8Method | None = None  # None unless INT8
+    accepted: bool = False  # within its tolerance
+    reason: str = ""  # why it was refused
+    accuracy: Accuracy | None = None  # None, like the rest, when it was never run
+    latency: Latency | None = None
+    size_bytes: int | None = None
+    built_in_s: float | None = None  # quantisation and compilation
 
 
 @dataclass(frozen=True)
@@ -137,6 +216,9 @@ class BuiltEngine:
     latency: Latency
     built_in_s: float
     warnings: tuple[str, ...] = ()
+    precision: Precision = Precision.FP32  # what was built: never AUTO
+    int8_method: Int8Method | None = None  # None unless INT8
+    candidates: tuple[Candidate, ...] = ()  # all that precision auto looked at; empty without it
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,11 @@ class PrecisionUnsupported(InvalidInput):
     title = "The backend cannot build this precision"
 
 
+class CalibrationRequired(InvalidInput):
+    code = "calibration_required"
+    title = "INT8 needs calibration samples"
+
+
 class BackendMissing(InvalidInput):
     code = "backend_missing"
     title = "The backend is not available on this device"
@@ -257,6 +262,26 @@ class ModelInvalid(BuildFailed):
     title = "The ONNX checker refused the model"
 
 
+class ModelUnsafe(BuildFailed):
+    code = "model_unsafe"
+    title = "The uploaded file tries to do more than compute"
+
+
+class ExportFailed(BuildFailed):
+    code = "export_failed"
+    title = "The network could not be exported to ONNX"
+
+
+class TorchMissing(BuildFailed):
+    code = "torch_missing"
+    title = "PyTorch is not installed on this device"
+
+
+class ConfinementMissing(BuildFailed):
+    code = "confinement_missing"
+    title = "The system cannot confine the process that opens the model"
+
+
 class OperatorUnsupported(BuildFailed):
     code = "operator_unsupported"
     title = "The model uses operators that the backend lacks"
@@ -295,6 +320,41 @@ class PreprocessContradicts(BuildFailed):
 class LabelsContradict(BuildFailed):
     code = "labels_contradict"
     title = "The labels do not fit the model's output"
+
+
+class DynamicBatchImpossible(BuildFailed):
+    code = "dynamic_batch_impossible"
+    title = "The model's fixed batch cannot be made dynamic"
+
+
+class FoldImpossible(BuildFailed):
+    code = "fold_impossible"
+    title = "The preprocessing cannot be folded into the graph"
+
+
+class CalibrationTooSmall(BuildFailed):
+    code = "calibration_too_small"
+    title = "The calibration archive has too few usable samples"
+
+
+class CalibrationMismatch(BuildFailed):
+    code = "calibration_mismatch"
+    title = "The calibration samples do not fit the model's inputs"
+
+
+class CalibrationDegenerate(BuildFailed):
+    code = "calibration_degenerate"
+    title = "The calibration samples are all but equal"
+
+
+class QuantiseFailed(BuildFailed):
+    code = "quantise_failed"
+    title = "The model could not be quantised"
+
+
+class CastFailed(BuildFailed):
+    code = "cast_failed"
+    title = "The model could not be cast to 16-bit floats"
 
 
 class CompileFailed(BuildFailed):

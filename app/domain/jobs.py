@@ -24,8 +24,10 @@ class JobState(str, Enum):
 class Stage(str, Enum):
     """Steps of a build, in their order."""
 
+    EXPORT = "export"  # PyTorch → ONNX, or an archive unpacked
     INSPECT = "inspect"  # check the upload, find out its signature
     SIMPLIFY = "simplify"
+    QUANTISE = "quantise"  # read the samples, measure ranges, put Q/DQ nodes into the graph
     COMPILE = "compile"
     VERIFY = "verify"  # against the unmodified source model
     PUBLISH = "publish"

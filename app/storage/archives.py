@@ -41,7 +41,7 @@ def checked_archive(path: Path, limits: ArchiveLimits) -> int:
     Raises:
         ArchiveRejected: not a zip, damaged, past a limit, or with an entry that no set of samples needs.
     """
-    _check_directory(path, limits)
+    check_directory(path, limits)
     with _clear_errors(), zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         _check_sizes(entries, path.stat().st_size, limits)
@@ -51,6 +51,16 @@ def checked_archive(path: Path, limits: ArchiveLimits) -> int:
     if not usable:
         raise ArchiveRejected("The archive holds no files.", hint="Put images like those seen in use into it.")
     return len(usable)
+
+
+def opened_archive(path: Path) -> zipfile.ZipFile:
+    """A checked archive, to be closed by the caller.
+
+    Raises:
+        ArchiveRejected: it is damaged.
+    """
+    with _clear_errors():
+        return zipfile.ZipFile(path)
 
 
 def usable_entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
@@ -90,7 +100,7 @@ def read_entry(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit_bytes: int
     return bytes(content)
 
 
-def _check_directory(path: Path, limits: ArchiveLimits) -> None:
+def check_directory(path: Path, limits: ArchiveLimits) -> None:
     """Count the entries before `zipfile` makes an object of each."""
     with path.open("rb") as file:
         directory_end, size_bytes = _directory(file)

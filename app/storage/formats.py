@@ -8,20 +8,14 @@ from typing import BinaryIO
 
 from app.domain.builds import ModelFormat
 from app.domain.errors import EmptyUpload, ModelRejected
+from app.storage import packages, strangers
 
-_EXPORT = "Export it: torch.onnx.export(model, example, 'model.onnx')."
-# First bytes of what people send by mistake, and what to do instead.
-_FOREIGN: tuple[tuple[bytes, str, str], ...] = (
-    (b"\xff\xd8\xff", "a JPEG image", "Images go to POST /infer/{name}."),
-    (b"\x89PNG", "a PNG image", "Images go to POST /infer/{name}."),
-    (b"PK\x03\x04", "a zip archive (TorchScript, .pt and .pt2 files are zips too)", "Export it to ONNX."),
-    (b"PK\x05\x06", "an empty zip archive", "Export the network to ONNX."),
-    (b"\x80\x02\x8a\x0a\x6c\xfc", "an old PyTorch pickle", _EXPORT),
-    (b"\x89HDF", "an HDF5 (Keras) file", "Export it to ONNX, for example with tf2onnx."),
-    (b"\x1f\x8b", "a gzip file", "Send the .onnx file itself."),
-    (b"ftrt", "a TensorRT engine", "Send the network it was built from."),
+_HEAD_BYTES = 1024
+_HINT = (
+    "Send ONNX (torch.onnx.export(model, (example,), 'model.onnx') writes it), TorchScript"
+    " (torch.jit.save(torch.jit.script(model), 'model.pt')) or a program of torch.export"
+    " (torch.export.save(torch.export.export(model, (example,)), 'model.pt2'))."
 )
-_HINT = "Send an ONNX file: torch.onnx.export(model, example, 'model.onnx') writes one."
 
 
 def model_format(path: Path) -> ModelFormat:
@@ -29,27 +23,23 @@ def model_format(path: Path) -> ModelFormat:
 
     Raises:
         EmptyUpload: no bytes.
-        ModelRejected: something else, or an ONNX file that is cut off; says what it looks like.
+        ModelRejected: something else, or a file that is cut off; says what it looks like and how to make the right one.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(_HEAD_BYTES)
         if not head:
             raise EmptyUpload("The model file has no bytes.", hint="Check the path after the @ of curl's -F model=@….")
-        for magic, what, hint in _FOREIGN:
-            if head.startswith(magic):
-                _refuse(what, hint)
-        if head.startswith(b"\x80") and head[1:2] in b"\x02\x03\x04\x05":
-            _refuse("a Python pickle", _EXPORT)
-        if head[4:8] == b"TFL3":
-            _refuse("a TFLite file", "Export it to ONNX, for example with tf2onnx.")
+        if head.startswith(b"PK\x03\x04"):
+            return packages.zip_format(path)
+        if packages.is_tar(head):
+            return packages.tar_format(path)
+        if head.startswith(b"\x1f\x8b"):
+            return packages.gzip_format(path)
+        strangers.refuse_known(file, head, size)
         file.seek(0)
         _check_onnx(file, size)
     return ModelFormat.ONNX
-
-
-def _refuse(what: str, hint: str) -> None:
-    raise ModelRejected(f"The model file is {what}; an ONNX network is wanted.", hint=hint)
 
 
 def _check_onnx(file: BinaryIO, size: int) -> None:
@@ -71,7 +61,7 @@ def _check_onnx(file: BinaryIO, size: int) -> None:
                 )
             found.add(number)
     except ValueError as error:
-        raise ModelRejected("The model file is not an ONNX network.", hint=_HINT) from error
+        raise ModelRejected("The model file is not a network of a kind that this service reads.", hint=_HINT) from error
     if not {1, 7} <= found:
         raise ModelRejected("The model file is not an ONNX network: it has no graph.", hint=_HINT)
 

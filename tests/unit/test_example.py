@@ -67,6 +67,9 @@ def test_the_labels_are_the_ten_digits():
     assert (DIGITS / "labels.txt").read_text().split() == [str(label) for label in range(10)]
 
 
-@pytest.mark.parametrize("name", ["digits.onnx", "digits.torchscript.pt", "calibration.zip", "heldout.npz"])
+EXAMPLE = ["digits.onnx", "digits.torchscript.pt", "digits.pt2", "calibration.zip", "heldout.npz"]
+
+
+@pytest.mark.parametrize("name", EXAMPLE)
 def test_the_example_is_small_enough_for_the_repository(name):
     assert 1_000 < (DIGITS / name).stat().st_size < 100_000
