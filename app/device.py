@@ -10,6 +10,8 @@ from pathlib import Path
 
 from app import __version__
 from app.backends import registry
+from app.backends.board import board_model, jetpack_of, l4t_release, power_mode, temperatures_c
+from app.backends.tensorrt.driver import DriverFailed, Libcuda
 from app.domain.builds import Facts
 from app.domain.errors import BackendMissing
 
@@ -27,6 +29,18 @@ class BackendReport:
 
 
 @dataclass(frozen=True)
+class GpuReport:
+    """The first NVIDIA GPU."""
+
+    name: str
+    compute_capability: str
+    memory_mib: int
+    shares_memory: bool  # with the processor, as on a Jetson
+    cuda: str  # newest CUDA that the driver runs
+    dla_cores: int | None  # None: without TensorRT nobody knows
+
+
+@dataclass(frozen=True)
 class DeviceReport:
     machine: str  # x86_64, aarch64
     system: str
@@ -37,12 +51,21 @@ class DeviceReport:
     memory_available_mib: int
     disk_total_mib: int  # of the file system that holds the data folder
     disk_free_mib: int
+    board: str | None  # None where the device tree has no name
+    l4t: str | None  # Jetson's system release
+    jetpack: str | None
+    power_mode: str | None
+    temperatures_c: dict[str, float]  # by the kernel's name of the zone
+    gpu: GpuReport | None
+    gpu_missing: str | None  # why there is none
     backends: tuple[BackendReport, ...]
 
 
 def device_report(data_dir: Path) -> DeviceReport:
     memory = memory_bytes()
     disk = shutil.disk_usage(data_dir)
+    gpu, gpu_missing = _gpu()
+    l4t = l4t_release()
     return DeviceReport(
         machine=platform.machine(),
         system=platform.platform(),
@@ -53,6 +76,13 @@ def device_report(data_dir: Path) -> DeviceReport:
         memory_available_mib=memory["MemAvailable"] >> 20,
         disk_total_mib=disk.total >> 20,
         disk_free_mib=disk.free >> 20,
+        board=board_model(),
+        l4t=l4t,
+        jetpack=jetpack_of(l4t),
+        power_mode=power_mode(),
+        temperatures_c=temperatures_c(),
+        gpu=gpu,
+        gpu_missing=gpu_missing,
         backends=tuple(backend_report(name) for name in registry.NAMES),
     )
 
@@ -64,6 +94,26 @@ def backend_report(name: str) -> BackendReport:
         return BackendReport(name, False, (), None, error.detail, error.hint)
     precisions = tuple(sorted(precision.value for precision in backend.precisions))
     return BackendReport(name, True, precisions, backend.facts(), None, None)
+
+
+def _gpu() -> tuple[GpuReport | None, str | None]:
+    """The GPU, or why there is none; asked of the driver, so that it is told also where TensorRT is missing."""
+    try:
+        gpu = Libcuda().gpu()
+    except DriverFailed as error:
+        return None, str(error)
+    cores = _dla_cores()
+    return GpuReport(
+        gpu.name, gpu.compute_capability, gpu.memory_bytes >> 20, gpu.is_integrated, gpu.driver, cores
+    ), None
+
+
+def _dla_cores() -> int | None:
+    try:
+        cores: int = getattr(registry.backend("tensorrt"), "dla_cores")  # noqa: B009, its own: no other backend has any
+    except BackendMissing:
+        return None
+    return cores
 
 
 def memory_bytes() -> dict[str, int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from app.domain.builds import BuildOptions, Facts, Precision
+from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
 from app.domain.tensors import ShapeRange, Signature, Tensors
 
 
@@ -16,6 +16,24 @@ class Progress(Protocol):
     def step(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...
+
+
+class Samples(Protocol):
+    """Calibration samples, preprocessed as inference does it, streamed in constant memory."""
+
+    @property
+    def count(self) -> int:
+        """Rows in all batches together."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """Digest of archive, recipe and selection: names what can be kept for the next build."""
+        ...
+
+    def batches(self, rows: int) -> Iterator[Tensors]:
+        """Every sample once, in the same order each time, `rows` at a time (the last batch may be smaller)."""
+        ...
 
 
 class Context(Protocol):
@@ -81,13 +99,39 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def int8_methods(self) -> Sequence[Int8Method]:
+        """How `compile` can be handed INT8, best first; empty without INT8."""
+        ...
+
+    @property
+    def placement(self) -> Placement:
+        """Where this runtime wants Q/DQ nodes."""
+        ...
+
+    @property
+    def fp16_in_graph(self) -> bool:
+        """Whether FP16 is asked for by casting the graph before `compile`, rather than by a flag."""
+        ...
+
     def compile(
-        self, onnx: Path, options: BuildOptions, ranges: dict[str, ShapeRange], engine: Path, progress: Progress
+        self,
+        onnx: Path,
+        options: BuildOptions,
+        ranges: Mapping[str, ShapeRange],
+        engine: Path,
+        progress: Progress,
+        *,
+        calibration: Samples | None,
+        cache: Path,
     ) -> None:
         """Make the engine file from a checked model.
 
         Args:
+            options: its precision is never `auto`.
             ranges: min, opt and max shape of each dynamic input that the request limits.
+            calibration: for INT8 by the runtime's own calibrator; None when the graph carries what it needs.
+            cache: a folder that outlives the build: timing and calibration caches, by names of the backend's own.
 
         Raises:
             CompileFailed: the runtime's own words are in it.

@@ -23,6 +23,7 @@ class _Entry:
 
 
 _ENTRIES = (  # best first
+    _Entry("tensorrt", "app.backends.tensorrt.backend", "TensorRT", "pip install tensorrt pycuda"),
     _Entry("onnxruntime", "app.backends.onnxruntime", "OnnxRuntime", "pip install onnxruntime"),
 )
 

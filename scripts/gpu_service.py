@@ -1,0 +1,243 @@
+"""The running service on a real GPU: builds over HTTP, inference by many clients, and what goes wrong."""
+
+from __future__ import annotations
+
+import http.client
+import multiprocessing
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from gpu_client import BACKEND, Check, client_of, requested, waited
+from gpu_engines import median_ms
+from gpu_faults import damaged, interrupted, stale
+from gpu_networks import DIGITS, pictures
+
+from tests import networks, samples
+from tests.service import Service, resident_bytes
+
+CLIENTS = 8
+SIDE = 224
+
+
+def checked(folder: Path, *, cycles: int, quick: bool, seconds: float) -> dict[str, Any]:
+    check = Check()
+    service = Service(folder / "data", batch_rows_max="32", contexts="2").start()
+    try:
+        with client_of(service) as client:
+            archive = samples.pictures(folder / "pictures.zip", 80, SIDE).read_bytes()
+            check.step("builds", lambda: builds(client, check, archive, quick))
+            check.step("digits_accuracy", lambda: digits_accuracy(client, check))
+            check.step("latency", lambda: latency(client, service))
+            check.step("load", lambda: load(client, service, seconds))
+            check.step("memory", lambda: memory(client, service))
+            check.step("soak", lambda: soak(client, service, cycles, check))
+            check.step("interrupted", lambda: interrupted(client, service, check))
+        check.step("damaged", lambda: damaged(service, check))
+        check.step("stale", lambda: stale(service, check))
+    finally:
+        service.kill()
+    log = service.log[-4000:] if check.problems else "left out: nothing went wrong"
+    return {"passed": not check.problems, "problems": check.problems or "none", **check.found, "log": log}
+
+
+# --- builds ----------------------------------------------------------------------------------------------------------
+
+
+def builds(client: httpx.Client, check: Check, archive: bytes, quick: bool) -> list[dict[str, Any]]:
+    """Both networks in every precision, each calibrated by its own archive."""
+    resnet = networks.resnet18().SerializeToString()
+    rows = []
+    for network, model, calibration in (
+        ("digits", (DIGITS / "digits.onnx").read_bytes(), (DIGITS / "calibration.zip").read_bytes()),
+        ("resnet18", resnet, archive),
+    ):
+        for precision in ("fp32", "fp16", "int8", *(() if quick and network == "resnet18" else ("auto",))):
+            name = f"{network}-{precision}"
+            # Random weights make a network that INT8 keeps less of than a trained one.
+            tolerance = {"sqnr_db": 8, "cosine": 0.9, "max_rel": 1, "top1": 0} if network == "resnet18" else None
+            job = requested(client, model, name, calibration, precision, tolerance if precision != "fp32" else None)
+            ended = waited(client, job["id"])
+            check.that(f"{name} is built: {ended['state']} {ended['failure'] or ''}", ended["state"] == "succeeded")
+            rows.append(described(client, name, ended))
+    return rows
+
+
+def described(client: httpx.Client, name: str, job: dict[str, Any]) -> dict[str, Any]:
+    if job["state"] != "succeeded":
+        return {"engine": name, "failure": str(job["failure"])[:600]}
+    engine = client.get(f"/engines/{name}").json()
+    accuracy, timing = engine.get("accuracy") or {}, engine.get("latency") or {}
+    outputs = accuracy.get("outputs") or [{}]
+    return {
+        "engine": name,
+        "built_in_s": engine.get("built_in_s"),
+        "size_mib": (engine.get("size_bytes") or 0) / 2**20,
+        "sqnr_db": outputs[0].get("sqnr_db"),
+        "top1": accuracy.get("top1_agreement"),
+        "p50_ms": timing.get("p50_ms"),
+        "rows_per_s": timing.get("throughput_per_s"),
+    }
+
+
+# --- inference -------------------------------------------------------------------------------------------------------
+
+
+def digits_accuracy(client: httpx.Client, check: Check) -> list[dict[str, Any]]:
+    """On the whole held-out third, by tensors; and by the PNGs of the example."""
+    heldout = np.load(DIGITS / "heldout.npz")
+    x = (heldout["images"].astype(np.float32) / 255).reshape(-1, 1, 8, 8)
+    found = {}
+    for name in there(client, *(f"digits-{precision}" for precision in ("fp32", "fp16", "int8", "auto"))):
+        precision = name.removeprefix("digits-")
+        answers = []
+        for piece in np.array_split(x, 25):
+            answer = client.post(
+                f"/infer/digits-{precision}", content=raw(piece), headers=raw_headers(piece), params=shape_of(piece)
+            )
+            assert answer.status_code == 200, answer.text
+            answers.append(np.frombuffer(answer.content, np.float32).reshape(len(piece), 10))
+        found[precision] = float((np.concatenate(answers).argmax(1) == heldout["labels"]).mean())
+    check.that(f"INT8 digits are within a point of FP32: {found}", found["int8"] >= found["fp32"] - 0.01)
+    png = (DIGITS / "test" / "00_label6.png").read_bytes()
+    answer = client.post("/infer/digits-int8", content=png, headers={"Content-Type": "image/png"})
+    check.that(
+        "a PNG of a six is read as a six",
+        answer.status_code == 200 and answer.json()["predictions"][0][0]["index"] == 6,
+    )
+    return [{"precision": name, "accuracy": value} for name, value in found.items()]
+
+
+def latency(client: httpx.Client, service: Service, runs: int = 300) -> list[dict[str, Any]]:
+    """One client on loopback, one connection: a binary tensor and a JPEG."""
+    x = pictures(1, SIDE)
+    jpeg = samples.encoded(samples.picture(1, SIDE, SIDE))
+    rows = []
+    for name in there(client, "resnet18-fp32", "resnet18-fp16", "resnet18-int8"):
+        with connection(service) as line:
+            rows.append(
+                {
+                    "engine": name,
+                    "tensor_p50_ms": median_ms(partial(post, line, name, raw(x), shape_of(x)["shape"]), runs),
+                    "jpeg_p50_ms": median_ms(partial(post, line, name, jpeg, None), runs),
+                }
+            )
+    return rows
+
+
+def load(client: httpx.Client, service: Service, seconds: float) -> list[dict[str, Any]]:
+    """Eight clients at once, each a process of its own with one connection."""
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    for name in there(client, "resnet18-fp16", "resnet18-int8"):
+        with context.Pool(CLIENTS) as pool:
+            counts = pool.starmap(_asked_for, [(service.url, name, seconds)] * CLIENTS)
+        rows.append({"engine": name, "clients": CLIENTS, "requests_per_s": sum(counts) / seconds})
+    return rows
+
+
+def memory(client: httpx.Client, service: Service) -> list[dict[str, Any]]:
+    """The server's resident memory with one warm engine."""
+    rows = []
+    names = [engine["name"] for engine in client.get("/engines").json()["engines"]]
+    for wanted in there(client, "resnet18-fp16", "resnet18-int8"):
+        for name in names:
+            client.post(f"/engines/{name}/unload")
+        client.post(f"/engines/{wanted}/load")
+        assert service.process is not None
+        rows.append({"warm": wanted, "server_resident_mib": resident_bytes(service.process.pid) / 2**20})
+    return rows
+
+
+def soak(client: httpx.Client, service: Service, cycles: int, check: Check) -> list[dict[str, Any]]:
+    """Load and unload through the API: memory of the GPU, as nvidia-smi counts it, and of the server."""
+    assert service.process is not None
+    name = there(client, "resnet18-fp16", "resnet18-int8")[0]
+
+    def used() -> tuple[float, float]:
+        pid = service.process.pid if service.process else 0
+        return gpu_used_mib(), resident_bytes(pid) / 2**20
+
+    def cycle() -> None:
+        assert client.post(f"/engines/{name}/load").status_code == 200
+        assert client.post(f"/engines/{name}/unload").status_code == 200
+
+    for _ in range(5):
+        cycle()
+    device, host = used()
+    for _ in range(cycles):
+        cycle()
+    device_after, host_after = used()
+    check.that(
+        f"{cycles} loads leave the GPU's memory as it was: {device_after - device:+.0f} MiB",
+        device_after - device <= 16,
+    )
+    return [{"cycles": cycles, "device_growth_mib": device_after - device, "host_growth_mib": host_after - host}]
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def there(client: httpx.Client, *names: str) -> list[str]:
+    """Those engines that were built."""
+    return [name for name in names if client.get(f"/engines/{name}").status_code == 200]
+
+
+def raw(x: Any) -> bytes:
+    return bytes(np.ascontiguousarray(x).tobytes())
+
+
+def raw_headers(_: Any) -> dict[str, str]:
+    return {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
+
+
+def shape_of(x: Any) -> dict[str, str]:
+    return {"shape": "x".join(map(str, x.shape))}
+
+
+@contextmanager
+def connection(service: Service) -> Iterator[http.client.HTTPConnection]:
+    line = http.client.HTTPConnection(service.url.removeprefix("http://"))
+    try:
+        yield line
+    finally:
+        line.close()
+
+
+def post(line: http.client.HTTPConnection, name: str, body: bytes, shape: str | None) -> None:
+    """A binary tensor of that shape; without a shape, a JPEG."""
+    kind = "application/octet-stream" if shape else "image/jpeg"
+    headers = {"Content-Type": kind, **({"Accept": "application/octet-stream"} if shape else {})}
+    line.request("POST", f"/infer/{name}{f'?shape={shape}' if shape else ''}", body, headers)
+    answer = line.getresponse()
+    text = answer.read()
+    assert answer.status == 200, text[:500]
+
+
+def gpu_used_mib() -> float:
+    """Of the whole GPU, as NVML tells: the server is another process."""
+    if BACKEND != "tensorrt":
+        return 0.0
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    ran = subprocess.run(query, capture_output=True, text=True, check=True)
+    return float(ran.stdout.splitlines()[0])
+
+
+def _asked_for(url: str, name: str, seconds: float) -> int:
+    """Requests that one client gets answered in so many seconds."""
+    x = pictures(1, SIDE)
+    body, shape = raw(x), shape_of(x)["shape"]
+    line = http.client.HTTPConnection(url.removeprefix("http://"))
+    post(line, name, body, shape)
+    end, count = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        post(line, name, body, shape)
+        count += 1
+    line.close()
+    return count
