@@ -8,15 +8,17 @@ from datetime import datetime, timezone
 
 from app.backends.base import Backend
 from app.domain.builds import (
+    Builder,
     BuildOptions,
     CalibrationSet,
     EngineRecord,
+    Precision,
     Publication,
     SourceModel,
     checked_name,
     engine_key,
 )
-from app.domain.errors import EmptyUpload, PrecisionUnsupported
+from app.domain.errors import CalibrationRequired, EmptyUpload, InvalidOption, PrecisionUnsupported
 from app.domain.jobs import Job, JobState
 from app.storage.archives import ArchiveLimits, checked_archive
 from app.storage.artefacts import Draft
@@ -65,18 +67,25 @@ class Intake:
         calibration = CalibrationSet(draft.commit(), cleaned(filename, "calibration"), size_bytes, entries, _now())
         return self._catalogue.add_calibration(calibration)
 
-    def checked(self, name: str, options: BuildOptions) -> None:
+    def checked(self, name: str, options: BuildOptions, *, has_calibration: bool) -> None:
         """Refuse a request that can never be built, before its upload is stored.
 
         Raises:
-            InvalidName, BackendMissing, PrecisionUnsupported
+            InvalidName, BackendMissing, PrecisionUnsupported, InvalidOption, CalibrationRequired
         """
         checked_name(name)
         backend = self._backend(options.backend)
-        if options.precision not in backend.precisions:
+        if options.precision not in {*backend.precisions, Precision.AUTO}:
             raise PrecisionUnsupported(
                 f"The backend {backend.name} cannot build {options.precision.value} here.",
-                hint=f"It builds: {', '.join(sorted(p.value for p in backend.precisions))}.",
+                hint=f"It builds: {', '.join(sorted(p.value for p in backend.precisions))}; and auto.",
+            )
+        _refuse_foreign(options, backend)
+        if options.precision is Precision.INT8 and not has_calibration:
+            raise CalibrationRequired(
+                "INT8 needs samples to find the range of each layer, and none were sent.",
+                hint="-F calibration=@images.zip with a few hundred images like those seen in use, or calibration_id of"
+                " a stored set. Without samples build with precision=fp16.",
             )
 
     def request_build(
@@ -96,7 +105,7 @@ class Intake:
         Raises:
             ModelNotFound, CalibrationNotFound, IdempotencyConflict, and what `checked` raises.
         """
-        self.checked(name, options)
+        self.checked(name, options, has_calibration=calibration is not None)
         source = self._catalogue.model(model)
         samples = self._catalogue.calibration(calibration).digest if calibration is not None else None
         key = engine_key(source.digest, options, samples, self._backend(options.backend).facts())
@@ -119,6 +128,20 @@ class Intake:
                 if job.state is JobState.FAILED and job.created_at > engine.created_at:
                     return None
         return self.request_build(engine.name, engine.model, engine.calibration, engine.options)
+
+
+def _refuse_foreign(options: BuildOptions, backend: Backend) -> None:
+    """Raise InvalidOption for what this backend does not have."""
+    if options.int8_method is not None and options.int8_method not in backend.int8_methods:
+        raise InvalidOption(
+            f"The backend {backend.name} has no int8_method {options.int8_method.value} here.",
+            hint=f"It has: {', '.join(method.value for method in backend.int8_methods) or 'none'}.",
+        )
+    if options.builder is Builder.TRTEXEC and backend.name != "tensorrt":
+        raise InvalidOption(
+            f"The backend {backend.name} is not built by trtexec.",
+            hint="Leave builder out, or choose backend=tensorrt.",
+        )
 
 
 def renamed(engine: EngineRecord, name: str) -> Publication:

@@ -87,6 +87,17 @@ class StopFlag:
         select.select([self._reader], [], [], timeout_s)
 
 
+def thin(folder: Path, limit_bytes: int) -> None:
+    """Remove the files that were not touched for longest, until the rest has at most so many bytes."""
+    found = [(path, path.stat()) for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    total_bytes = sum(stat.st_size for _, stat in found)
+    for path, stat in sorted(found, key=lambda entry: entry[1].st_mtime):
+        if total_bytes <= limit_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total_bytes -= stat.st_size
+
+
 class Worker:
     """Works through the queue, one job at a time, until asked to stop."""
 
@@ -143,6 +154,7 @@ class Worker:
         if time.monotonic() - self._swept_at < SWEEP_S:
             return
         self._swept_at = time.monotonic()
+        thin(self._settings.cache_dir, self._settings.cache_mib << 20)
         swept = self._store.sweep(self._catalogue.digests(), self._settings.orphan_age_s)
         if swept:
             log.info("orphans swept", extra={"count": len(swept)})
@@ -194,6 +206,10 @@ class Build:
             backend=backend.name,
             options=job.options,
             batch_rows_max=self._settings.batch_rows_max,
+            cache=str(self._settings.cache_dir),
+            min_calibration_samples=self._settings.min_calibration_samples,
+            format=self._catalogue.model(job.model).format,
+            require_confinement=self._settings.require_confinement,
         )
         outcome = launch.run(
             work,
@@ -247,7 +263,7 @@ class Build:
                 hint="Delete engines or models that are not needed, then retry the job.",
             )
         work = WorkDir(root)
-        work.create(self._store.path(job.model))
+        work.create(self._store.path(job.model), self._store.path(job.calibration) if job.calibration else None)
         self._settings.logs_dir.mkdir(parents=True, exist_ok=True)
         log_file = self._settings.job_log(job.id)
         with log_file.open("a") as lines:

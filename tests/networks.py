@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -139,6 +140,71 @@ def looked_up() -> onnx.ModelProto:
         [value("y", ["rows"])],
         [constant("table", np.array([0, 10, 20, 30, 40], np.float32))],
     )
+
+
+def resnet18(width: int = 64, side: int = 224, classes: int = 1000, rows: int | str = "rows") -> onnx.ModelProto:
+    """ResNet-18 as PyTorch exports it for inference, with seeded random weights: `image` → `logits`.
+
+    Args:
+        width: channels of the first block; 64 in the original.
+    """
+    made = _Layers(np.random.default_rng(18))
+    x = made.add("Relu", made.normalised(made.conv("image", 3, width, 7, stride=2)))
+    x = made.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    channels = width
+    for stage in range(4):
+        for block in range(2):
+            x = made.residual(x, channels, width << stage, stride=2 if stage and not block else 1)
+            channels = width << stage
+    pooled = made.add("Flatten", made.add("GlobalAveragePool", x))
+    weight = made.weight(made.random.normal(0, channels**-0.5, (classes, channels)))
+    bias = made.weight(made.random.normal(0, 0.1, classes))
+    made.nodes.append(helper.make_node("Gemm", [pooled, weight, bias], ["logits"], name="fc", transB=1))
+    return network(
+        made.nodes,
+        [value("image", [rows, 3, side, side])],
+        [value("logits", [rows, classes])],
+        made.weights,
+    )
+
+
+class _Layers:
+    """Nodes and weights of a network, as they are added; each method gives the name of what it makes."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self.random = random
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[TensorProto] = []
+
+    def weight(self, array: NDArray[np.floating]) -> str:
+        name = f"weight{len(self.weights)}"
+        self.weights.append(constant(name, array.astype(np.float32)))
+        return name
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        name = f"{operator.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
+        return name
+
+    def conv(self, x: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> str:
+        weight = self.weight(
+            self.random.normal(0, (2 / (inputs * kernel**2)) ** 0.5, (outputs, inputs, kernel, kernel))
+        )
+        pads = [kernel // 2] * 4
+        return self.add("Conv", x, weight, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=pads)
+
+    def normalised(self, x: str) -> str:
+        channels = next(weight for weight in self.weights if weight.name == self.nodes[-1].input[1]).dims[0]
+        drawn = [
+            self.random.uniform(low, high, channels) for low, high in ((0.5, 1), (-0.2, 0.2), (-0.2, 0.2), (0.8, 1.2))
+        ]
+        return self.add("BatchNormalization", x, *map(self.weight, drawn))
+
+    def residual(self, x: str, inputs: int, outputs: int, stride: int) -> str:
+        inner = self.add("Relu", self.normalised(self.conv(x, inputs, outputs, 3, stride)))
+        inner = self.normalised(self.conv(inner, outputs, outputs, 3))
+        beside = x if inputs == outputs else self.normalised(self.conv(x, inputs, outputs, 1, stride))
+        return self.add("Relu", self.add("Add", inner, beside))
 
 
 # --- not row by row ----------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from app.api.responses import json_response, matches, not_modified, tagged
 from app.api.schemas import JobPage, JobSchema
 from app.api.services import Services, Wired
 from app.api.uploads import Form, received_form
-from app.domain.builds import BuildOptions
-from app.domain.errors import InvalidRequest
+from app.domain.builds import BuildOptions, Candidate, Precision, parsed_ref
+from app.domain.errors import EngineNotFound, InvalidRequest
 from app.domain.jobs import Job, JobState
 from app.storage.codec import encode
 
@@ -53,7 +53,8 @@ def _build_from_form(wired: Services, form: Form, idempotency_key: str | None) -
     options = build_options(fields)
     if not name:
         raise InvalidRequest("The field name is missing: what shall the engine be called?", hint="-F name=resnet18")
-    wired.intake.checked(name, options)
+    has_calibration = "calibration" in form.files or ids["calibration"] is not None
+    wired.intake.checked(name, options, has_calibration=has_calibration)
     for kind in _FILES:
         if kind in form.files and ids[kind] is not None:
             raise InvalidRequest(f"Both {kind} and {kind}_id were sent.", hint="Send one of them.")
@@ -117,7 +118,19 @@ async def get_job(
             break
         job = await run_in_threadpool(wired.queue.get, job_id)
     etag = _tag(job)
-    return not_modified(etag) if matches(request, etag) else tagged(JobSchema.from_domain(job), etag)
+    if matches(request, etag):
+        return not_modified(etag)
+    return tagged(JobSchema.from_domain(job, await run_in_threadpool(_candidates, wired, job)), etag)
+
+
+def _candidates(wired: Services, job: Job) -> tuple[Candidate, ...] | None:
+    """What a succeeded build with precision auto compared; None for other jobs, or when the engine is deleted."""
+    if job.engine is None or job.options.precision is not Precision.AUTO:
+        return None
+    try:
+        return wired.catalogue.engine(*parsed_ref(job.engine)).built.candidates
+    except EngineNotFound:
+        return None
 
 
 def _tag(job: Job) -> str:

@@ -10,7 +10,7 @@ import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from app.api.problems import described
-from app.domain.builds import BuildOptions, Precision, Tolerance
+from app.domain.builds import Builder, BuildOptions, Int8Method, Precision, Ranging
 from app.domain.errors import InvalidOption
 from app.domain.preprocess import PRESETS, Color, Interpolation, Layout, Resize
 from app.domain.tensors import Shape
@@ -65,6 +65,15 @@ def _labels(value: Any) -> Any:
     return [label.strip() for label in re.split(r"[\r\n]+|,", value) if label.strip()]
 
 
+def _names(value: Any) -> Any:
+    """A JSON list, or names separated by commas; "" is none of them."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return _json(value)
+    return [name.strip().upper() for name in value.split(",") if name.strip()]
+
+
 class PreprocessSchema(BaseModel):
     """The recipe's fields that the client decides; the rest follows from the model's input."""
 
@@ -102,6 +111,7 @@ class ToleranceSchema(BaseModel):
     top1: float | None = Field(None, ge=0, le=1)
 
 
+TacticSource = Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]{0,63}$")]
 Shapes = Annotated[dict[str, Annotated[tuple[int, ...], Field(max_length=16)]], BeforeValidator(_shapes)]
 
 
@@ -126,10 +136,24 @@ class OptionsSchema(BaseModel):
     )
     tolerance: Annotated[ToleranceSchema | None, BeforeValidator(_json)] = None
     simplify: bool = True
+    opset: int | None = Field(None, ge=9, le=25, description="of the export of a PyTorch network")
+    dynamic_batch: bool = Field(False, description="make a fixed batch dynamic, or fail")
+    fold_preprocess: bool = Field(False, description="the recipe's arithmetic in the graph: uint8 images in")
+    int8_method: Int8Method | None = Field(
+        None, description="calibrator (TensorRT's own) or qdq; default: the backend's"
+    )
+    int8_ranging: Ranging | None = Field(None, description="how ranges follow from the samples")
+    tf32: bool = Field(False, description="TensorRT: 19-bit products in fp32 layers")
+    workspace_mib: int | None = Field(None, ge=1, le=1 << 20, description="TensorRT: scratch memory of a layer")
+    tactic_sources: Annotated[list[TacticSource] | None, BeforeValidator(_names)] = Field(
+        None, max_length=16, description="TensorRT: names as CUBLAS, CUDNN, separated by commas; empty: its own kernels"
+    )
+    optimization_level: int | None = Field(None, ge=0, le=5, description="TensorRT: 0 builds fast, 5 runs fast")
+    dla_core: int | None = Field(None, ge=0, le=7, description="TensorRT: run on this DLA core")
+    builder: Builder = Field(Builder.API, description="api, or trtexec for TensorRT")
     timeout_s: float | None = Field(None, gt=0, le=86_400)
 
     def to_domain(self) -> BuildOptions:
-        tolerance = self.tolerance.model_dump(exclude_none=True) if self.tolerance else None
         return BuildOptions(
             backend=self.backend,
             precision=self.precision,
@@ -139,8 +163,19 @@ class OptionsSchema(BaseModel):
             max_shapes=self.max_shapes,
             preprocess=self.preprocess.fields() if self.preprocess else None,
             labels=tuple(self.labels),
-            tolerance=Tolerance(**tolerance) if tolerance is not None else None,
+            tolerance=self.tolerance.model_dump(exclude_none=True) if self.tolerance else None,
             simplify=self.simplify,
+            opset=self.opset,
+            dynamic_batch=self.dynamic_batch,
+            fold_preprocess=self.fold_preprocess,
+            int8_method=self.int8_method,
+            int8_ranging=self.int8_ranging,
+            tf32=self.tf32,
+            workspace_mib=self.workspace_mib,
+            tactic_sources=tuple(self.tactic_sources) if self.tactic_sources is not None else None,
+            optimization_level=self.optimization_level,
+            dla_core=self.dla_core,
+            builder=self.builder,
             timeout_s=self.timeout_s,
         )
 

@@ -8,7 +8,16 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
-from app.domain.builds import Accuracy, BuildOptions, CalibrationSet, EngineRecord, Facts, Latency, SourceModel
+from app.domain.builds import (
+    Accuracy,
+    BuildOptions,
+    CalibrationSet,
+    Candidate,
+    EngineRecord,
+    Facts,
+    Latency,
+    SourceModel,
+)
 from app.domain.jobs import Failure, Job, JobEvent, JobState, Stage
 from app.domain.preprocess import Preprocess
 from app.domain.tensors import Signature
@@ -82,10 +91,11 @@ class JobSchema(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    candidates: list[Candidate] | None  # of a succeeded build with precision auto, in GET /jobs/{id} only
     links: dict[str, str]
 
     @classmethod
-    def from_domain(cls, job: Job) -> JobSchema:
+    def from_domain(cls, job: Job, candidates: tuple[Candidate, ...] | None = None) -> JobSchema:
         here = f"/jobs/{job.id}"
         links = {"self": here, "log": f"{here}/log", "events": f"{here}/events"}
         if job.engine is not None:
@@ -106,6 +116,7 @@ class JobSchema(BaseModel):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
+            candidates=list(candidates) if candidates is not None else None,
             links=links,
         )
 
@@ -156,7 +167,8 @@ class EngineSchema(BaseModel):
     ref: str
     name: str
     version: int
-    precision: str
+    precision: str  # what was built: never auto
+    int8_method: str | None
     backend: str
     size_bytes: int
     model: str
@@ -167,6 +179,7 @@ class EngineSchema(BaseModel):
     signature: Signature
     accuracy: Accuracy
     latency: Latency
+    candidates: list[Candidate]  # all that precision auto compared; empty without it
     built_in_s: float
     warnings: list[str]
     facts: Facts
@@ -181,7 +194,8 @@ class EngineSchema(BaseModel):
             ref=engine.ref,
             name=engine.name,
             version=engine.version,
-            precision=engine.options.precision.value,
+            precision=built.precision.value,
+            int8_method=built.int8_method.value if built.int8_method else None,
             backend=built.facts.backend,
             size_bytes=built.size_bytes,
             model=engine.model,
@@ -192,6 +206,7 @@ class EngineSchema(BaseModel):
             signature=built.signature,
             accuracy=built.accuracy,
             latency=built.latency,
+            candidates=list(built.candidates),
             built_in_s=built.built_in_s,
             warnings=list(built.warnings),
             facts=built.facts,

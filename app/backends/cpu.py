@@ -24,6 +24,12 @@ def cpu_name() -> str:
     return f"{model} ({extensions})" if extensions else model
 
 
+def saturates() -> bool:
+    """Whether sums of two 8-bit products overflow: x86 without its integer dot product (VNNI)."""
+    flags = _first_processor().get("flags", "").split()
+    return "avx2" in flags and not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
 def _first_processor() -> dict[str, str]:
     """The fields of the first processor in /proc/cpuinfo; empty where there is none."""
     try:

@@ -10,15 +10,15 @@ import ctypes
 import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
 
-from app.backends.base import Backend, Context, LoadedEngine, Progress
+from app.backends.base import Backend, Context, LoadedEngine, Progress, Samples
 from app.backends.cpu import cpu_name
-from app.domain.builds import BuildOptions, Facts, Precision
+from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
 from app.domain.errors import CompileFailed, EngineUnloadable, ExecutionFailed
 from app.domain.tensors import ANY, DType, ShapeRange, Signature, Tensors, TensorSpec
 
@@ -36,7 +36,10 @@ class OnnxRuntime(Backend):
     """The backend of every device: no GPU needed."""
 
     name = "onnxruntime"
-    precisions = frozenset({Precision.FP32})
+    precisions = frozenset({Precision.FP32, Precision.FP16, Precision.INT8})
+    int8_methods = (Int8Method.QDQ,)
+    placement = Placement.ONNXRUNTIME
+    fp16_in_graph = True  # a gain in size only: processors without float16 arithmetic compute in float32
 
     def __init__(self, threads: int | None = None) -> None:
         """Set how engines run.
@@ -55,7 +58,15 @@ class OnnxRuntime(Backend):
         onnxruntime_models.check(onnx)
 
     def compile(
-        self, onnx: Path, options: BuildOptions, ranges: dict[str, ShapeRange], engine: Path, progress: Progress
+        self,
+        onnx: Path,
+        options: BuildOptions,
+        ranges: Mapping[str, ShapeRange],
+        engine: Path,
+        progress: Progress,
+        *,
+        calibration: Samples | None,
+        cache: Path,
     ) -> None:
         setup = self._setup(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
         setup.optimized_model_filepath = str(engine)
@@ -68,6 +79,22 @@ class OnnxRuntime(Backend):
                 hint="Build with simplify=false, or export the model with another opset.",
             ) from error
         progress.step(f"optimised for {cpu_name()}: {engine.stat().st_size / 2**10:,.0f} KiB")
+
+    def fold(self, onnx: Path, out: Path) -> None:
+        """Write the graph with its constants folded and batch normalisations taken into their convolutions: plain
+        ONNX, for any processor.
+
+        Raises:
+            CompileFailed: the runtime refused the model.
+        """
+        setup = self._setup(ort.GraphOptimizationLevel.ORT_ENABLE_BASIC)
+        setup.optimized_model_filepath = str(out)
+        try:
+            _session(onnx, setup)
+        except _RuntimeRefused as error:
+            raise CompileFailed(
+                f"ONNX Runtime could not fold the model's constants: {error}", hint="Export it with another opset."
+            ) from error
 
     def load(self, engine: Path) -> LoadedEngine:
         # Whatever was worth optimising is optimised in the file: doing it again would only cost time.

@@ -29,7 +29,16 @@ _POLL_S = 0.1
 _GRACE_S = 2.0  # between the request to end and the kill
 _REAP_S = 5.0  # for killed descendants to vanish
 _LOG_LINES = 20
-_KEPT_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+_KEPT_ENVIRONMENT = (
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "PYTHONHOME",
+)
 _CODE_ROOT = Path(app.__file__).parents[1]
 
 
@@ -97,9 +106,14 @@ def _start(work: WorkDir) -> subprocess.Popen[bytes]:
             stdout=log,
             stderr=log,
             cwd=work.root,
-            env={**kept, "PYTHONPATH": str(_CODE_ROOT), "PYTHONUNBUFFERED": "1"},
+            env={**kept, "PYTHONPATH": _search_path(), "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
+
+
+def _search_path() -> str:
+    """This code before whatever else the parent's own path adds, as where TensorRT's module lies elsewhere."""
+    return os.pathsep.join(filter(None, (str(_CODE_ROOT), os.environ.get("PYTHONPATH", ""))))
 
 
 def _has_ended(child: subprocess.Popen[bytes]) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -28,14 +29,31 @@ _DRAWS = (_WIDEST, _Draw(4, False), _Draw(2, True), _Draw(1, True), _Draw(0, Tru
 _SEED = 20_261_122
 
 
-class Reference:
-    """The source model on ONNX Runtime with every optimisation off."""
+class Runner(Protocol):
+    """What runs the source model: ONNX Runtime, its own framework, or either behind an adapter."""
 
-    def __init__(self, engine: LoadedEngine, inputs: tuple[TensorSpec, ...], runtime: str) -> None:
-        self._engine = engine
-        self._context: Context = engine.open_context()
+    def run(self, inputs: Tensors) -> Tensors:
+        """Its answer, every output by name in the model's order.
+
+        Raises:
+            ExecutionFailed: it refused the inputs or failed.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Reference:
+    """The source model, on its own runtime: with ONNX Runtime, every optimisation is off."""
+
+    def __init__(self, runner: Runner, inputs: tuple[TensorSpec, ...], runtime: str) -> None:
+        self._runner = runner
         self._inputs = inputs
         self.runtime = runtime  # with its version
+
+    def adapted(self, adapt: Callable[[Runner], Runner], inputs: tuple[TensorSpec, ...]) -> Reference:
+        """The same model asked in another way: it then takes these inputs. Close one of the two."""
+        return Reference(adapt(self._runner), inputs, self.runtime)
 
     def sample(self, shapes: Shapes, seed: int) -> tuple[Tensors, Tensors]:
         """Random inputs of these shapes that the model accepts, and its answer.
@@ -49,7 +67,7 @@ class Reference:
         for draw in _DRAWS:
             inputs = _random_inputs(self._inputs, shapes, seed, draw)
             try:
-                return inputs, self._context.run(inputs)
+                return inputs, self._runner.run(inputs)
             except ExecutionFailed as error:
                 failure = error
         sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in shapes.items())
@@ -58,6 +76,40 @@ class Reference:
             hint="Run the model with ONNX Runtime where it was exported. Give opt_shapes if it needs other lengths; if"
             " an input is an axis or a shape, make it a constant of the network.",
         ) from failure
+
+    def run(self, inputs: Tensors) -> Tensors:
+        return self._runner.run(inputs)
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+class RowByRow(Runner):
+    """Asks a model of a fixed batch for any number of rows, as many at a time as it takes."""
+
+    def __init__(self, runner: Runner, rows: int) -> None:
+        self._runner = runner
+        self._rows = rows
+
+    def run(self, inputs: Tensors) -> Tensors:
+        count = len(next(iter(inputs.values())))
+        answers = [self._runner.run(self._piece(inputs, start)) for start in range(0, count, self._rows)]
+        return {name: np.concatenate([answer[name] for answer in answers])[:count] for name in answers[0]}
+
+    def _piece(self, inputs: Tensors, start: int) -> Tensors:
+        """Some rows, the last one repeated where there are too few."""
+        count = len(next(iter(inputs.values())))
+        indices = np.minimum(np.arange(start, start + self._rows), count - 1)
+        return {name: np.ascontiguousarray(tensor[indices]) for name, tensor in inputs.items()}
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+class _EngineRunner(Runner):
+    def __init__(self, engine: LoadedEngine) -> None:
+        self._engine = engine
+        self._context: Context = engine.open_context()
 
     def run(self, inputs: Tensors) -> Tensors:
         return self._context.run(inputs)
@@ -81,7 +133,7 @@ def opened(paths: tuple[Path, ...], inputs: tuple[TensorSpec, ...]) -> Reference
         except EngineUnloadable as error:
             failure = error
         else:
-            return Reference(engine, inputs, f"{runtime.name} {runtime.facts().backend_version}")
+            return Reference(_EngineRunner(engine), inputs, f"{runtime.name} {runtime.facts().backend_version}")
     raise SourceFailed(
         f"The uploaded model cannot be run: {failure.detail if failure else ''}",
         hint="Export the network again; it has to load in ONNX Runtime.",

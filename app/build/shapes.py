@@ -64,6 +64,10 @@ class RunShapes:
     def admits(self, rows: int) -> bool:
         return self.rows_min <= rows and (self.rows_max is None or rows <= self.rows_max)
 
+    def takes_rows(self, rows: int) -> bool:
+        """Whether so many rows can be run, axis 0 of every input being their number."""
+        return self.is_batched and self.admits(rows)
+
     def with_rows(self, rows: int) -> Shapes:
         return {
             name: tuple(rows if axis in self.batch_axes[name] else length for axis, length in enumerate(shape))

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from app.domain.builds import BuildOptions, BuiltEngine
+from app.domain.builds import BuildOptions, BuiltEngine, ModelFormat
 from app.domain.jobs import EventKind, Failure, Stage
 from app.storage.codec import decode, encode
 
@@ -29,6 +29,10 @@ class BuildSpec:
     backend: str  # a backend's name, or "auto"
     options: BuildOptions
     batch_rows_max: int  # most rows joined into one run when the options set no largest shape
+    cache: str = ""  # folder that outlives the build, for what the next one can use; "" = one in the work folder
+    min_calibration_samples: int = 32  # usable ones, else INT8 is refused
+    format: ModelFormat = ModelFormat.ONNX
+    require_confinement: bool = False  # refuse to open a PyTorch file where the system lacks a limit
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,15 @@ class WorkDir:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.model = root / "model.onnx"  # the upload; a hard link into the store, so nothing may write to it
+        self.exported = root / "exported.onnx"  # the upload as ONNX, where it was PyTorch
+        self.unpacked = root / "unpacked"  # folder of the network and its weights, where the upload was an archive
         self.readable = root / "readable.onnx"  # the same, changed so that the runtime reads it; often missing
+        self.dynamic = root / "dynamic.onnx"  # its batch made dynamic, as asked; often missing, like the next
+        self.folded = root / "folded.onnx"  # the recipe's arithmetic in front of it
         self.simplified = root / "simplified.onnx"
+        self.calibration = root / "calibration.zip"  # the samples; a hard link like the model; often missing
+        self.candidates = root / "candidates"  # graphs and engines, before one is chosen
+        self.cache = root / "cache"
         self.spec = root / "spec.json"
         self.progress = root / "progress.jsonl"
         self.log = root / "log.txt"  # stdout and stderr of the child
@@ -56,21 +67,29 @@ class WorkDir:
         self.result = root / "result.json"  # written last: its presence means success
         self.failure = root / "failure.json"
 
-    def create(self, model: Path) -> None:
-        """Make the folder and put the model into it: linked, or copied when it lies on another file system."""
+    @property
+    def network(self) -> Path:
+        """The upload as ONNX: exported, unpacked, or itself."""
+        if self.exported.exists():
+            return self.exported
+        unpacked = self.unpacked / "model.onnx"
+        return unpacked if unpacked.exists() else self.model
+
+    def create(self, model: Path, calibration: Path | None = None) -> None:
+        """Make the folder and put the uploads into it: linked, or copied when they lie on another file system."""
         self.root.mkdir(parents=True, exist_ok=True)
-        self.model.unlink(missing_ok=True)
-        try:
-            os.link(model, self.model)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
-                raise
-            shutil.copyfile(model, self.model)
+        _put(model, self.model)
+        self.calibration.unlink(missing_ok=True)
+        if calibration is not None:
+            _put(calibration, self.calibration)
 
     def clear(self) -> None:
         """Remove what an earlier attempt left; its log stays."""
-        for path in (self.readable, self.simplified, self.progress, self.engine, self.result, self.failure):
+        graphs = (self.exported, self.readable, self.dynamic, self.folded, self.simplified)
+        for path in (*graphs, self.progress, self.engine, self.result, self.failure):
             path.unlink(missing_ok=True)
+        for folder in (self.candidates, self.unpacked):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def write_spec(self, spec: BuildSpec) -> None:
         _write_whole(self.spec, encode(spec))
@@ -122,6 +141,16 @@ class ProgressReader:
         for line in complete.splitlines():
             with suppress(ValidationError):  # a child that is crashing may write anything
                 yield decode(ProgressLine, line.decode(errors="replace"))
+
+
+def _put(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            raise
+        shutil.copyfile(source, target)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -129,6 +129,7 @@ def _show_built(client: Client, args: Namespace, job: Json) -> None:
         args,
         {"job": job, "engine": engine},
         display.accuracy_table(engine),
+        *([display.candidates_table(engine)] if engine.get("candidates") else []),
         display.engine_table(engine),
         *(f"warning: {warning}" for warning in engine["warnings"] if reused),  # a build has told them as they came
         f"{reused}{_curl(client, engine)}",

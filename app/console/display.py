@@ -32,14 +32,58 @@ def accuracy_table(engine: Json) -> Group:
     return titled(f"accuracy of {engine['ref']}: {compared}", table(columns, rows))
 
 
+def candidates_table(engine: Json) -> Group:
+    """Everything that precision auto compared; the published one is marked."""
+    published = (engine["precision"], engine["int8_method"])
+    rows = []
+    for candidate in engine["candidates"]:
+        latency, accuracy = candidate["latency"] or {}, candidate["accuracy"] or {}
+        size_bytes = candidate["size_bytes"]
+        kind = (candidate["precision"], candidate["int8_method"])
+        rows.append(
+            (
+                " ".join(filter(None, kind)) + (" *" if kind == published else ""),
+                "accepted" if candidate["accepted"] else "refused",
+                number(min((output["sqnr_db"] for output in accuracy.get("outputs", ())), default=None), ".1f"),
+                number(accuracy.get("top1_agreement"), ".2%"),
+                number((accuracy.get("labelled") or {}).get("engine"), ".2%"),
+                number(latency.get("p50_ms"), ".3f"),
+                number(latency.get("p99_ms"), ".3f"),
+                number(latency.get("throughput_per_s"), ",.0f"),
+                None if size_bytes is None else decimal(size_bytes),
+                number(candidate["built_in_s"], ".1f"),
+                candidate["reason"] or "",
+            )
+        )
+    columns = (
+        "engine",
+        "",
+        "SQNR dB",
+        "top-1",
+        "labels right",
+        "p50 ms",
+        "p99 ms",
+        "rows/s",
+        "size",
+        "built s",
+        "why not",
+    )
+    return titled(f"candidates for {engine['ref']} (* = published)", table(columns, rows))
+
+
 def engine_table(engine: Json) -> Group:
     """What the engine is and how fast."""
     latency, signature = engine["latency"], engine["signature"]
     rows = [
-        ("precision", f"{engine['precision']} on {engine['backend']}"),
+        (
+            "precision",
+            " ".join(filter(None, (engine["precision"], engine.get("int8_method"), "on", engine["backend"]))),
+        ),
         ("inputs", specs(signature["inputs"])),
         ("outputs", specs(signature["outputs"])),
         ("top-1 agreement", number(engine["accuracy"]["top1_agreement"], ".2%")),
+        ("top-5 agreement", number(engine["accuracy"].get("top5_agreement"), ".2%")),
+        ("labels right", labels_right(engine["accuracy"].get("labelled"))),
         ("latency p50", number(latency["p50_ms"], ".3f", " ms")),
         ("latency p99", number(latency["p99_ms"], ".3f", " ms")),
         ("throughput", number(latency["throughput_per_s"], ",.0f", f" rows/s in runs of {latency['rows']}")),
@@ -173,6 +217,13 @@ def specs(tensors: Iterable[Json]) -> str:
 def number(value: float | None, form: str, unit: str = "") -> str:
     """The formatted number; a dash when there is none, as for infinities, which JSON cannot hold."""
     return NOTHING if value is None else format(value, form) + unit
+
+
+def labels_right(labelled: Json | None) -> str | None:
+    """As in `99.2%, source 99.2%, of 60 samples`."""
+    if labelled is None:
+        return None
+    return f"{labelled['engine']:.1%}, source {labelled['source']:.1%}, of {labelled['samples']} samples"
 
 
 def warmth(warm: Json | None) -> str:

@@ -188,7 +188,7 @@ def row_from_image(data: bytes | memoryview, recipe: Preprocess) -> Tensor:
     Source:
         torchvision's Normalize: (pixel / 255 - mean) / std.
     """
-    return _normalised(_resized(decoded(data, recipe.color), recipe), recipe)
+    return normalised(_resized(decoded(data, recipe.color), recipe), recipe)
 
 
 def _resized(image: Image, recipe: Preprocess) -> Image:
@@ -248,7 +248,8 @@ def _scaled(image: Image, width: int, height: int, interpolation: Interpolation)
     return np.asarray(cv2.resize(image, (width, height), interpolation=method), dtype=np.uint8)
 
 
-def _normalised(image: Image, recipe: Preprocess) -> Tensor:
+def normalised(image: Image, recipe: Preprocess) -> Tensor:
+    """One row from an image of the recipe's size, as `decoded` orders its colours."""
     # (pixel · scale − mean) / std as one multiplication and one addition a channel, written straight into the
     # row: 0.06 ms for 224², against 0.50 ms for the formula over whole arrays.
     std = np.broadcast_to(np.asarray(recipe.std, np.float64), recipe.channels)

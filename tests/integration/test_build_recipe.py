@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,12 +14,10 @@ from onnx import TensorProto, helper
 
 from app.backends import registry
 from app.build.graph import described_source
-from app.build.recipe import build
 from app.build.reference import opened, probed_shapes
-from app.build.report import Report
 from app.build.simplify import difference
-from app.build.workdir import BuildSpec, ProgressReader, WorkDir
-from app.domain.builds import BuildOptions, BuiltEngine, Tolerance
+from app.build.workdir import ProgressReader
+from app.domain.builds import Tolerance
 from app.domain.errors import (
     AccuracyLost,
     DTypeUnsupported,
@@ -29,44 +26,14 @@ from app.domain.errors import (
     ModelInvalid,
     OperatorUnsupported,
     PreprocessContradicts,
-    ServiceError,
     ShapesContradict,
     ShapesNeeded,
     SourceFailed,
 )
 from app.domain.jobs import EventKind, Stage
-from app.domain.tensors import ShapeRange, Tensors
+from app.domain.tensors import ShapeRange
 from tests import networks
-
-
-class Bench:
-    """Builds in a folder of its own; simplification, which costs a process, only where it is asked for."""
-
-    def __init__(self, root: Path) -> None:
-        self.work = WorkDir(root)
-        self.work.root.mkdir()
-
-    def build(self, model: onnx.ModelProto | bytes, rows: int = 32, **options: Any) -> BuiltEngine:
-        data = model if isinstance(model, bytes) else model.SerializeToString()
-        self.work.model.write_bytes(data)
-        spec = BuildSpec("job", "auto", BuildOptions(**{"simplify": False, **options}), batch_rows_max=rows)
-        return build(self.work, spec, Report(self.work))
-
-    def fail(self, model: onnx.ModelProto | bytes, kind: type[ServiceError], **options: Any) -> ServiceError:
-        with pytest.raises(kind) as caught:
-            self.build(model, **options)
-        assert str(self.work.root) not in caught.value.detail
-        return caught.value
-
-    def run(self, inputs: Tensors) -> Tensors:
-        with (
-            closing(registry.backend("onnxruntime").load(self.work.engine)) as engine,
-            closing(engine.open_context()) as context,
-        ):
-            return context.run(inputs)
-
-    def told(self, kind: EventKind) -> list[str]:
-        return [line.message for line in ProgressReader(self.work).new_lines() if line.kind is kind]
+from tests.bench import Bench
 
 
 @pytest.fixture
@@ -257,7 +224,7 @@ def test_a_model_with_random_operators_is_built_with_a_warning(bench):
 
 
 def test_an_engine_outside_the_tolerance_is_refused(bench):
-    error = bench.fail(networks.convolved(), AccuracyLost, tolerance=Tolerance(sqnr_db=201))
+    error = bench.fail(networks.convolved(), AccuracyLost, tolerance={"sqnr_db": 201})
 
     assert "'y'" in error.detail and "201" in error.detail
 
@@ -266,7 +233,7 @@ def test_a_half_precision_network_is_held_to_what_its_format_allows(bench):
     model = networks.normalised_convolution(np.float16)
 
     assert 40 < bench.build(model).accuracy.outputs[0].sqnr_db < 80
-    bench.fail(model, AccuracyLost, tolerance=Tolerance())
+    bench.fail(model, AccuracyLost, tolerance={"sqnr_db": 80})
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from app.worker import workers_alive
+from app.worker import thin, workers_alive
 from tests.service import ROOT
 
 
@@ -62,3 +63,14 @@ def test_a_killed_worker_is_known_to_be_dead_at_once(tmp_path: Path) -> None:
     worker.wait(30)
 
     assert workers_alive(tmp_path / "workers") == 0
+
+
+def test_what_builds_keep_is_thinned_from_what_was_not_used_for_longest(tmp_path: Path) -> None:
+    for age, name in enumerate(("newest", "middle", "oldest")):
+        (tmp_path / name).write_bytes(b"x" * 100)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+
+    thin(tmp_path, 250)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["middle", "newest"]
+    thin(tmp_path / "not there", 0)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.build.compare import Comparison, refuse_outside
-from app.domain.builds import Accuracy, Tolerance
+from app.build.compare import Comparison, problems, refuse_outside
+from app.domain.builds import Accuracy, LabelledAccuracy, OutputAccuracy, Tolerance
 from app.domain.errors import AccuracyLost
 from app.domain.tensors import DType, TensorSpec
 from app.storage.codec import encode
@@ -100,17 +100,32 @@ def test_agreement_is_the_share_of_rows_with_the_same_first_class():
 
     result = accuracy(reference, engine, classifier=True)
 
-    assert result.top1_agreement is None  # the largest error is 9: no margin is clear of it
-
-    result = accuracy(reference, reference[:, ::-1] / 100 + reference, classifier=True)
-    assert result.top1_agreement == 1
+    assert (result.top1_agreement, result.top5_agreement, result.near_ties) == (0.75, 1, 0)
 
 
-def test_near_ties_do_not_count_in_the_agreement():
+def test_the_first_class_may_be_among_the_first_five_only():
+    reference = np.eye(8, dtype=np.float32)[:2]
+    engine = np.array([[1, 2, 3, 4, 5, 0, 0, 0], [9, 1, 8, 7, 6, 5, 0, 0]], np.float32)
+
+    assert accuracy(reference, engine, classifier=True).top5_agreement == 0.5
+
+
+def test_near_ties_are_counted_apart():
     reference = np.array([[10, 0], [5.0, 5.1]], np.float32)
     engine = np.array([[10, 0], [5.1, 5.0]], np.float32)
 
-    assert accuracy(reference, engine, classifier=True).top1_agreement == 1
+    result = accuracy(reference, engine, classifier=True)
+
+    assert (result.top1_agreement, result.near_ties) == (1, 1)
+
+
+def test_labels_give_the_accuracy_of_both():
+    reference, engine = np.array([[9, 0], [9, 0], [0, 9]]), np.array([[9, 0], [0, 9], [0, 9]])
+    comparison = Comparison((Y,), classifier=True)
+
+    comparison.add({"y": reference.astype(np.float32)}, {"y": engine.astype(np.float32)}, 3, [0, 0, None])
+
+    assert comparison.accuracy("reference").labelled == LabelledAccuracy(samples=2, source=1.0, engine=0.5)
 
 
 def test_the_refusal_names_the_output_and_the_figures():
@@ -128,3 +143,11 @@ def test_too_few_agreements_are_refused():
     lost = Accuracy((), 4, "random", "reference", top1_agreement=0.5)
     with pytest.raises(AccuracyLost, match=r"50\.0%"):
         refuse_outside(lost, Tolerance())
+
+
+def test_every_output_outside_its_tolerance_is_told_the_worst_first():
+    outputs = tuple(OutputAccuracy(name, 1, 1, 0.5, db) for name, db in (("a", 9), ("b", 3), ("c", 200)))
+
+    told = problems(Accuracy(outputs, 1, "random", "reference"), Tolerance(cosine=0, max_rel=2))
+
+    assert ["'b'" in told[0], "'a'" in told[1], len(told)] == [True, True, 2]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,8 +9,8 @@ from onnx import TensorProto, helper
 
 from app.backends.onnxruntime_models import Limits, opset_of
 from app.build.graph import described_source, make_readable
-from app.build.verify import tolerance_of
-from app.domain.builds import Tolerance
+from app.build.tolerances import tolerance_of
+from app.domain.builds import HALF_TOLERANCE, INT8_TOLERANCE, TF32_TOLERANCE, Precision, Tolerance
 from app.domain.errors import DTypeUnsupported, ModelInvalid, OpsetUnsupported
 from tests import networks
 
@@ -157,7 +159,7 @@ def cast_to_half_inside() -> onnx.ModelProto:
 
 def test_a_model_is_held_to_what_its_coarsest_number_format_allows():
     plain, half, inside, whole = (
-        tolerance_of(described_source(model), None)
+        tolerance_of(described_source(model))
         for model in (networks.doubled(), networks.same(TensorProto.FLOAT16), cast_to_half_inside(), quantised())
     )
 
@@ -166,10 +168,19 @@ def test_a_model_is_held_to_what_its_coarsest_number_format_allows():
     assert plain.sqnr_db > half.sqnr_db > whole.sqnr_db
 
 
-def test_a_tolerance_that_is_asked_for_counts_alone():
-    asked = Tolerance(sqnr_db=1)
+def test_an_engine_is_held_to_what_its_precision_allows():
+    source = described_source(networks.doubled())
 
-    assert tolerance_of(described_source(quantised()), asked) is asked
+    assert tolerance_of(source, precision=Precision.INT8) == INT8_TOLERANCE
+    assert tolerance_of(source, precision=Precision.FP16) == HALF_TOLERANCE
+    assert tolerance_of(source, tf32=True) == TF32_TOLERANCE
+    assert INT8_TOLERANCE.sqnr_db < HALF_TOLERANCE.sqnr_db < TF32_TOLERANCE.sqnr_db < Tolerance().sqnr_db
+
+
+def test_what_is_asked_for_counts_and_the_rest_stays_with_the_precision():
+    asked = tolerance_of(described_source(networks.doubled()), {"sqnr_db": 12}, Precision.INT8)
+
+    assert asked == replace(INT8_TOLERANCE, sqnr_db=12)
 
 
 def test_random_operators_are_recognised():

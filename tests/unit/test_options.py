@@ -1,0 +1,75 @@
+"""Build options as clients write them."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.api.options import build_options
+from app.domain.builds import Builder, BuildOptions, Int8Method, Precision, Ranging
+from app.domain.errors import InvalidOption
+
+
+def test_what_is_left_out_is_the_default():
+    assert build_options({}) == BuildOptions()
+
+
+def test_form_fields_are_read_as_text():
+    fields = {
+        "precision": "int8",
+        "int8_method": "qdq",
+        "int8_ranging": "percentile",
+        "dynamic_batch": "true",
+        "fold_preprocess": "1",
+        "tf32": "yes",
+        "opset": "17",
+        "workspace_mib": "512",
+        "tactic_sources": "cublas, CUDNN",
+        "optimization_level": "5",
+        "dla_core": "1",
+        "builder": "trtexec",
+        "tolerance": '{"sqnr_db": 12}',
+    }
+
+    assert build_options(fields) == BuildOptions(
+        precision=Precision.INT8,
+        int8_method=Int8Method.QDQ,
+        int8_ranging=Ranging.PERCENTILE,
+        dynamic_batch=True,
+        fold_preprocess=True,
+        tf32=True,
+        opset=17,
+        workspace_mib=512,
+        tactic_sources=("CUBLAS", "CUDNN"),
+        optimization_level=5,
+        dla_core=1,
+        builder=Builder.TRTEXEC,
+        tolerance={"sqnr_db": 12},
+    )
+
+
+@pytest.mark.parametrize(("text", "sources"), [("", ()), ("[]", ()), ('["CUBLAS_LT"]', ("CUBLAS_LT",))])
+def test_no_tactic_source_at_all_is_told_apart_from_the_default(text, sources):
+    assert build_options({"tactic_sources": text}).tactic_sources == sources
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("precision", "int4"),
+        ("int8_method", "magic"),
+        ("int8_ranging", "mean"),
+        ("opset", "8"),
+        ("opset", "26"),
+        ("workspace_mib", "0"),
+        ("tactic_sources", "CUBLAS;rm"),
+        ("optimization_level", "6"),
+        ("dla_core", "-1"),
+        ("builder", "make"),
+        ("dynamic_batch", "perhaps"),
+        ("tolerance", '{"top1": 2}'),
+        ("tolerance", '{"sqnr": 2}'),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_by_name(name, value):
+    with pytest.raises(InvalidOption, match=name):
+        build_options({name: value})
