@@ -1,0 +1,1 @@
+"""What scripts/device_acceptance.py is made of."""
