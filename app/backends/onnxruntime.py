@@ -30,6 +30,7 @@ _DTYPES = {
 _FATAL = 4  # log severity: every error is raised as well, and the log of a server is not the runtime's
 
 ort.set_default_logger_severity(_FATAL)
+ort.disable_telemetry_events()  # it would keep a database in the home folder of whoever runs the service
 
 
 class OnnxRuntime(Backend):
