@@ -85,9 +85,11 @@ def read_calibration(
 
 def _rows(plan: Plan) -> dict[str, TensorSpec]:
     """One row of each input, as the build runs it."""
-    if not plan.source.inputs or any(not shape for shape in plan.shapes.base.values()):
+    lengths = {shape[:1] for shape in plan.shapes.base.values()}
+    if lengths != {(plan.shapes.rows,)}:
         raise CalibrationMismatch(
-            f"The model's inputs are {described(plan.source.inputs) or 'none'}: samples need an axis 0 to lie along.",
+            f"The model's inputs are {described(plan.source.inputs) or 'none'}: samples need an axis 0 that all of them"
+            " share to lie along.",
             hint="Build with precision=fp16 or fp32.",
         )
     return {spec.name: replace(spec, shape=plan.shapes.base[spec.name][1:]) for spec in plan.source.inputs}

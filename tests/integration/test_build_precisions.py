@@ -180,6 +180,18 @@ def test_images_for_a_model_that_takes_tensors_are_refused(bench, tmp_path):
     bench.fail(networks.classifier(), CalibrationMismatch, calibration=pictures(tmp_path / "a.zip", 40), **INT8)
 
 
+def test_inputs_without_rows_in_common_have_no_samples(bench, tmp_path):
+    model = networks.network(
+        [helper.make_node("MatMul", ["a", "b"], ["y"])],
+        [networks.value("a", [2, 3]), networks.value("b", [3, 4])],
+        [networks.value("y", [2, 4])],
+    )
+    path = archive(tmp_path / "a.zip", {"x.npz": npz(a=np.ones((2, 3), np.float32), b=np.ones((3, 4), np.float32))})
+
+    assert "share" in bench.fail(model, CalibrationMismatch, calibration=path, **INT8).detail
+    assert bench.build(model, calibration=path).accuracy.inputs == "random"
+
+
 def test_labels_that_do_not_match_the_classes_are_refused(bench, tmp_path):
     files = {f"{n % 11}/{n}.png": encoded(picture(n), ".png") for n in range(44)}
 
@@ -342,6 +354,13 @@ def test_auto_on_a_resnet_finds_an_engine_within_its_tolerance(bench, tmp_path):
 
     assert [one.accepted for one in built.candidates] == [True, True, True]
     assert published_as_the_rule_says(built)
+
+
+def test_auto_keeps_the_warnings_of_the_engine_that_is_published_and_no_others(bench):
+    built = bench.build(networks.noisy(), precision=Precision.AUTO)
+
+    assert ["random numbers" in text for text in built.warnings] == [True]
+    assert [one.accepted for one in built.candidates] == [True, True, False]
 
 
 def test_of_equally_fast_engines_the_most_precise_is_published():

@@ -23,6 +23,7 @@ def started(data_dir: Path) -> subprocess.Popen[bytes]:
 
 
 WAITING_UNDER_SIGNALS = """
+import signal
 from {module} import {kind} as Flag
 
 flag = Flag()
