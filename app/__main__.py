@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import ipaddress
 import logging.config
-import os
 import signal
 import sys
 from pathlib import Path
@@ -14,10 +12,9 @@ from types import FrameType
 from typing import Any
 
 from app import __version__, logs, verbs, wiring
+from app.build.process import die_with_parent
 from app.domain.errors import ServiceError, StartRefused
 from app.settings import Settings
-
-_PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +76,7 @@ def _serve(args: argparse.Namespace) -> int:
 def _work(args: argparse.Namespace) -> int:
     settings = _settings(args)
     if args.parent is not None:
-        _end_with_parent(args.parent)
+        die_with_parent(args.parent, signal.SIGTERM)
     wiring.prepare(settings)
     with wiring.connected_worker(settings) as worker:
 
@@ -90,13 +87,6 @@ def _work(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, stop)
         worker.run()
     return 0
-
-
-def _end_with_parent(parent: int) -> None:
-    """Have the kernel send SIGTERM when the parent ends, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before the call
-        sys.exit(0)
 
 
 def _migrate(args: argparse.Namespace) -> int:

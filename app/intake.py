@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import datetime, timezone
 
 from app.backends.base import Backend
 from app.domain.builds import (
@@ -24,7 +23,7 @@ from app.storage.archives import ArchiveLimits, checked_archive
 from app.storage.artefacts import Draft
 from app.storage.catalogue import Catalogue
 from app.storage.formats import model_format
-from app.storage.jobs import JobQueue
+from app.storage.jobs import JobQueue, utc_now
 
 _LATEST_JOBS = 50  # of one name: looked through for a rebuild that is under way or has failed
 
@@ -48,7 +47,7 @@ class Intake:
         """
         format = model_format(draft.path)
         size_bytes = draft.size_bytes
-        model = SourceModel(draft.commit(), cleaned(filename, "model"), format, size_bytes, _now())
+        model = SourceModel(draft.commit(), cleaned(filename, "model"), format, size_bytes, utc_now())
         return self._catalogue.add_model(model)
 
     def check_calibration(self, draft: Draft) -> int:
@@ -64,7 +63,7 @@ class Intake:
     def receive_calibration(self, draft: Draft, filename: str) -> CalibrationSet:
         """Store an uploaded archive of samples; the same bytes twice are one set. Nothing is stored if refused."""
         entries, size_bytes = self.check_calibration(draft), draft.size_bytes
-        calibration = CalibrationSet(draft.commit(), cleaned(filename, "calibration"), size_bytes, entries, _now())
+        calibration = CalibrationSet(draft.commit(), cleaned(filename, "calibration"), size_bytes, entries, utc_now())
         return self._catalogue.add_calibration(calibration)
 
     def checked(self, name: str, options: BuildOptions, *, has_calibration: bool) -> None:
@@ -161,7 +160,3 @@ def cleaned(filename: str, default: str) -> str:
     """A client's file name, as a label only: its last part, printable, at most 100 characters."""
     last = re.split(r"[/\\]", filename)[-1]
     return "".join(c for c in last if c.isprintable())[:100].strip() or default
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
