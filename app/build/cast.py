@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -26,13 +27,15 @@ def cast_to_half(model: Path, out: Path) -> list[str]:
     from onnxconverter_common.float16 import convert_float_to_float16
 
     graph = onnx.load_model(str(model))
-    for index, node in enumerate(graph.graph.node):
+    for index, node in enumerate(_nodes(graph.graph)):
         node.name = node.name or f"{node.op_type}_{index}"  # the converter tells nodes apart by their names
     cut = [tensor.name for tensor in graph.graph.initializer if _is_too_large(tensor)]
+    casts = {node.name for node in _nodes(graph.graph) if _is_cast(node)}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one for each weight that is cut: told here together
             half = convert_float_to_float16(graph, _SMALLEST, _LARGEST, keep_io_types=True)
+        _cast_to_half(half, casts)
         onnx.save_model(half, str(out))
     except Exception as error:  # the converter raises whatever goes wrong in it
         raise CastFailed(
@@ -40,6 +43,26 @@ def cast_to_half(model: Path, out: Path) -> list[str]:
             hint="Build with simplify=true, or with precision=fp32.",
         ) from error
     return cut
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of inner graphs as well."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _nodes(inner)
+
+
+def _is_cast(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Cast" and any(a.name == "to" and a.i == TensorProto.FLOAT for a in node.attribute)
+
+
+def _cast_to_half(model: onnx.ModelProto, names: set[str]) -> None:
+    """Have the model's own casts make float16, which the converter declares but leaves them to do otherwise."""
+    for node in _nodes(model.graph):
+        if node.name in names and _is_cast(node):
+            node.attribute[0].i = TensorProto.FLOAT16
 
 
 def _is_too_large(tensor: TensorProto) -> bool:

@@ -270,6 +270,13 @@ def test_fp16_keeps_the_types_of_inputs_and_outputs(bench):
     assert right(bench) > 0.98
 
 
+def test_fp16_engines_of_images_that_are_folded_take_pixels(bench):
+    built = bench.build(MODEL, fold_preprocess=True, precision=Precision.FP16)
+
+    assert built.signature.inputs[0].dtype.value == "uint8"
+    assert 50 < built.accuracy.outputs[0].sqnr_db < 110
+
+
 def test_fp16_that_overflows_is_refused(bench):
     model = networks.classifier()
     model.graph.initializer[0].CopyFrom(networks.constant("weights", networks.CLASSIFIER_WEIGHTS * 1e5))
