@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from app.backends.tensorrt.driver import Libcuda
+from app.backends.tensorrt.versions import dtype_of
 
 
 class BareLoop:
@@ -82,7 +83,9 @@ class BareLoop:
         name = engine.get_tensor_name(index)
         is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
         shape = tuple(context.get_tensor_shape(name))
-        size = 4 * int(np.prod(shape))  # float32 in both networks
+        dtype = dtype_of(trt, engine.get_tensor_dtype(name))
+        assert dtype is not None
+        size = dtype.numpy.itemsize * int(np.prod(shape))
         host, device = cuda.pagelocked_empty(size, np.uint8), cuda.mem_alloc(size)
         host[:] = 0
         assert context.set_tensor_address(name, int(device))

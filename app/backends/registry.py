@@ -64,10 +64,10 @@ def chosen(name: str) -> Backend:
     """
     if name != AUTO:
         return backend(name)
-    names = available()
-    if not names:
+    found = next((name for name in NAMES if _is_available(name)), None)  # the rest stays unloaded: each costs memory
+    if found is None:
         raise BackendMissing("No backend works on this device.", hint=f"Install one: {_ENTRIES[-1].remedy}")
-    return backend(names[0])
+    return backend(found)
 
 
 def _is_available(name: str) -> bool:

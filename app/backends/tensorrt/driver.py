@@ -6,6 +6,7 @@ Source: CUDA driver API reference; the handles are pycuda's own.
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,9 @@ class Libcuda:
     """
 
     def __init__(self) -> None:
+        # Kernels are loaded when they first run (CUDA 11.7 and newer): TensorRT brings far more than an engine uses,
+        # and each takes memory of the host and of the device.
+        os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
         try:
             self._lib: Any = ctypes.CDLL(_LIBRARY)
         except OSError as error:
