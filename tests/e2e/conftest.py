@@ -17,7 +17,7 @@ from tests.service import Service
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests that leave it as they found it."""
-    running = Service(tmp_path_factory.mktemp("service") / "data").start()
+    running = Service(tmp_path_factory.mktemp("service") / "data", grpc_port="0").start()
     yield running
     assert running.stop() == 0
     assert "Traceback" not in running.log
