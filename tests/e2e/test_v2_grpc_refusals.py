@@ -165,7 +165,7 @@ def test_without_the_extra_a_grpc_port_is_refused_by_its_name(tmp_path: Path) ->
 
 
 def test_a_grpc_port_that_is_taken_is_refused(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         port = taken.getsockname()[1]
 
         said = refused_start(tmp_path / "data", port)
