@@ -37,9 +37,15 @@ class Server(uvicorn.Server):
         self._grpc = grpc
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if self._grpc is not None:
-            log.info("listening for gRPC", extra={"address": await self._grpc.start()})
-        await super().startup(sockets)
+        if self._grpc is None:
+            await super().startup(sockets)
+            return
+        log.info("listening for gRPC", extra={"address": await self._grpc.start()})
+        try:
+            await super().startup(sockets)
+        finally:
+            if self.should_exit or not self.started:  # then uvicorn need not call shutdown,
+                await self._grpc.stop(0)  # and a gRPC server that is left running keeps the process from ending
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._grpc is not None:
