@@ -270,7 +270,7 @@ async def test_the_aio_client_can_do_all_of_it_too(service: Service, digits: dic
             result = await server.infer("digits", [tensor_input("image", digits_rows(rows))])
             return close(result.as_numpy("logits"), digits_rows(rows))
 
-        assert all(await asyncio.gather(*(asked(rows) for rows in range(1, 33))))
+        assert all(await asyncio.gather(*(asked(rows) for rows in range(1, 17))))
         with pytest.raises(InferenceServerException) as refusal:
             await server.infer("nothing", [tensor_input("image", digits_rows(1))])
         assert refusal.value.status() == "StatusCode.NOT_FOUND"
