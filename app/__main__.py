@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = _service_verb(subparsers, "serve", "run the service: web server and build worker", _serve)
     serve.add_argument("--host", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", type=int, help="port to listen on (8000); 0 takes a free one")
+    serve.add_argument("--grpc-port", type=int, help="port of the gRPC server (none); 0 takes a free one")
     serve.add_argument("--no-worker", action="store_true", help="no build worker; run `jetforge work` beside it")
     work = _service_verb(subparsers, "work", "run a build worker alone", _work)
     work.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which started it, ends")
@@ -58,7 +59,7 @@ def _service_verb(subparsers: Any, name: str, summary: str, func: Any) -> argpar
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    given = {name: getattr(args, name, None) for name in ("host", "port", "data_dir")}
+    given = {name: getattr(args, name, None) for name in ("host", "port", "grpc_port", "data_dir")}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     logging.config.dictConfig(logs.config(settings.log_level))
     return settings

@@ -6,15 +6,20 @@ import logging
 import signal
 import socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 
 from app import logs, wiring
 from app.api.app import create_app
+from app.api.services import Services
 from app.domain.errors import StartRefused
 from app.settings import Settings
 from app.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from app.api.grpc.server import GrpcServer
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +27,30 @@ GRACE_S = 5  # for requests under way when the service is asked to stop
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server; a stop ends event streams and long polls first, which would hold it up otherwise."""
+    """uvicorn's server, and the gRPC server on its event loop.
+
+    A stop ends event streams and long polls first, which would hold it up otherwise.
+    """
+
+    def __init__(self, config: uvicorn.Config, grpc: GrpcServer | None) -> None:
+        super().__init__(config)
+        self._grpc = grpc
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc is None:
+            await super().startup(sockets)
+            return
+        log.info("listening for gRPC", extra={"address": await self._grpc.start()})
+        try:
+            await super().startup(sockets)
+        finally:
+            if self.should_exit or not self.started:  # then uvicorn need not call shutdown,
+                await self._grpc.stop(0)  # and a gRPC server that is left running keeps the process from ending
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._grpc is not None:
+            await self._grpc.stop(GRACE_S)  # first: the other's end closes the engines
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         app = self.config.app
@@ -37,6 +65,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
     host, port = listener.getsockname()[:2]
     supervisor = Supervisor(["--data-dir", str(settings.root)]) if with_worker else None
     with wiring.connected_services(settings) as services:
+        grpc = _grpc_server(services, host)
         config = uvicorn.Config(
             create_app(services),
             log_config=logs.config(settings.log_level),
@@ -51,11 +80,30 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         try:
-            Server(config).run(sockets=[listener])
+            Server(config, grpc).run(sockets=[listener])
         finally:
             if supervisor is not None:
                 supervisor.stop()
     return 0
+
+
+def _grpc_server(services: Services, host: str) -> GrpcServer | None:
+    """The gRPC server, if one is asked for, at the web server's address.
+
+    Raises:
+        StartRefused: what it needs is not installed.
+    """
+    port = services.settings.grpc_port
+    if port is None:
+        return None
+    try:
+        from app.api.grpc.server import GrpcServer  # an extra, and 11 MiB that only its users should pay
+    except ModuleNotFoundError as error:
+        raise StartRefused(
+            f"A gRPC port is set ({port}), but {error.name} is not installed.",
+            hint="Install the extra: pip install 'jetforge[grpc]'. Or leave JETFORGE_GRPC_PORT and --grpc-port out.",
+        ) from error
+    return GrpcServer(services, host, port)
 
 
 def bound(host: str, port: int) -> socket.socket:

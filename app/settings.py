@@ -11,10 +11,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 class Settings(BaseSettings):
     """Every setting has a default that works; the environment overrides it as JETFORGE_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix="JETFORGE_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="JETFORGE_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of the gRPC server; 0 takes a free one, empty: there is none."
+    )
     data_dir: Path = Field(
         Path("~/.local/share/jetforge"), description="Folder of the database, the artefacts, work folders and logs."
     )

@@ -29,6 +29,7 @@ class Service:
         self._log = data_dir.parent / f"{data_dir.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
+        self.grpc = ""  # host:port; empty: no gRPC server
 
     def start(self) -> Service:
         offset = self._log.stat().st_size if self._log.exists() else 0
@@ -45,6 +46,8 @@ class Service:
             found = self.eventually(lambda: re.search(r"listening address=(\S+)", self.log[offset:]))
             self.url = found.group(1)
             self.eventually(self._is_up)
+            found = re.search(r"listening for gRPC address=(\S+)", self.log[offset:])
+            self.grpc = found.group(1) if found else ""
         except BaseException:
             self.kill()
             raise

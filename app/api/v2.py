@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -14,22 +13,20 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from app import __version__
-from app.api import v2_body, v2_codec, v2_describe
+from app.api import v2_body, v2_codec, v2_describe, v2_repository
 from app.api.multipart import read_body
 from app.api.problems import problem, status_of
 from app.api.responses import json_response
 from app.api.services import Services, services
-from app.domain.builds import NAME, EngineRecord
-from app.domain.errors import EngineNotFound, FeatureUnsupported, InvalidRequest, ServiceError, Unavailable
+from app.api.v2_repository import EXTENSIONS, published
+from app.domain.builds import EngineRecord
+from app.domain.errors import FeatureUnsupported, InvalidRequest, ServiceError, Unavailable
 from app.domain.tensors import Signature
 from app.serving.service import Answer
 
 T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]
-VERSION_MAX = 999_999_999
-ENGINES_MAX = 10_000  # in one list
 ORDER_BYTES_MAX = 1 << 20  # body of a repository request
 OFF_LOOP_BYTES = 1 << 16  # JSON, and anything compressed, of more bytes than this is handled on a thread
 STATUSES = {404: 404, 415: 501, 500: 500, 503: 503}  # the service's to the protocol's; all others are 400
@@ -101,14 +98,14 @@ async def server_ready() -> Response:
 @router.get("/models/stats")
 async def all_statistics(request: Request) -> Response:
     """Statistics of every published engine, all versions."""
-    return _statistics(services(request), await _published(services(request)))
+    return _statistics(services(request), await published(services(request)))
 
 
 @_for_model("GET", "")
 async def model_metadata(request: Request) -> Response:
     """Versions, inputs and outputs. The inputs are the native ones; images can be sent as BYTES instead."""
     record = await _record(request)
-    versions = await _published(services(request), record.name)
+    versions = await published(services(request), record.name)
     return json_response(v2_describe.metadata(record, sorted(known.version for known in versions)))
 
 
@@ -133,7 +130,7 @@ async def model_statistics(request: Request) -> Response:
     """Statistics of one version, or of all versions when none is named."""
     record = await _record(request)
     is_one = "version" in request.path_params
-    return _statistics(services(request), [record] if is_one else await _published(services(request), record.name))
+    return _statistics(services(request), [record] if is_one else await published(services(request), record.name))
 
 
 @_for_model("POST", "/infer")
@@ -166,29 +163,23 @@ async def infer(request: Request) -> Response:
 async def repository_index(request: Request) -> Response:
     """Every published engine, all versions; with {"ready": true} only those that are ready."""
     order = await _order(request)
-    wired = services(request)
-    entries = [_index_entry(record, wired.inference.is_withdrawn(record)) for record in await _published(wired)]
-    return json_response([entry for entry in entries if not order.get("ready") or entry["state"] == "READY"])
+    return json_response(await v2_repository.index(services(request), only_ready=bool(order.get("ready"))))
 
 
 @router.post("/repository/models/{model}/load")
 async def load_model(request: Request, model: str) -> Response:
     """Make the newest version warm now."""
     parameters = (await _order(request)).get("parameters") or {}
-    if not isinstance(parameters, dict) or any(name == "config" or name.startswith("file:") for name in parameters):
-        raise FeatureUnsupported(
-            "The request brings a model configuration or files.", hint="Build engines with POST /jobs, then load them."
-        )
-    await services(request).inference.load(_ref(request))
+    if not isinstance(parameters, dict):
+        raise InvalidRequest("The parameters are not a JSON object.", hint="Send {} or nothing.")
+    await v2_repository.load(services(request), model, parameters)
     return json_response({})
 
 
 @router.post("/repository/models/{model}/unload")
 async def unload_model(request: Request, model: str) -> Response:
     """Give the memory of all versions back; requests that run are finished first."""
-    record = await _record(request)
-    for version in await _published(services(request), record.name):
-        await services(request).inference.unload(version.ref)
+    await v2_repository.unload(services(request), model)
     return json_response({})
 
 
@@ -206,33 +197,18 @@ async def unsupported(request: Request) -> Response:
 
 
 def _ref(request: Request) -> str:
-    """The engine that the address names: `name` for the newest version, else `name:version`."""
-    name, version = request.path_params["model"], request.path_params.get("version", "-1")
-    if not re.fullmatch(r"-1|[0-9]{1,18}", version):
-        raise InvalidRequest(f"{version[:80]!r} is not a version.", hint="Versions are 1, 2, …; -1 is the newest.")
-    ref = str(name) if version == "-1" else f"{name}:{int(version)}"
-    if not NAME.fullmatch(name) or (version != "-1" and not 1 <= int(version) <= VERSION_MAX):
-        raise EngineNotFound(f"There is no engine {ref[:80]!r}.", hint="POST /v2/repository/index lists the engines.")
-    return ref
+    """The engine that the address names."""
+    return v2_repository.engine_ref(request.path_params["model"], request.path_params.get("version", "-1"))
 
 
 async def _record(request: Request) -> EngineRecord:
     return await services(request).inference.find(_ref(request))
 
 
-async def _published(wired: Services, name: str | None = None) -> list[EngineRecord]:
-    return await run_in_threadpool(wired.catalogue.engines, name=name, limit=ENGINES_MAX)
-
-
 def _statistics(wired: Services, records: list[EngineRecord]) -> Response:
     totals = wired.inference.statistics
     stats = [v2_describe.statistics(record, totals.of(record.ref)) for record in records]
     return json_response({"model_stats": stats})
-
-
-def _index_entry(record: EngineRecord, is_withdrawn: bool) -> dict[str, str]:
-    state, reason = ("UNAVAILABLE", "unloaded") if is_withdrawn else ("READY", "")
-    return {"name": record.name, "version": str(record.version), "state": state, "reason": reason}
 
 
 async def _order(request: Request) -> dict[str, Any]:

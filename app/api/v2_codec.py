@@ -68,13 +68,28 @@ def decoded(body: memoryview, header_bytes: int | None, signature: Signature) ->
         tensor = v2_tensors.from_raw_body(body, signature)
         every = [WantedOutput(spec, True, 0) for spec in signature.outputs]
         return InferRequest({signature.inputs[0].name: tensor}, [], every)
-    header = _header(body, header_bytes)
+    return from_header(_header(body, header_bytes), body[header_bytes:] if header_bytes else body[:0], signature)
+
+
+def from_header(
+    header: dict[str, Any], blobs: memoryview, signature: Signature, *, is_binary: bool = False
+) -> InferRequest:
+    """Read an inference request whose header is parsed.
+
+    Args:
+        header: as in JSON; the data of an input may also be a memoryview of the tensor's bytes.
+        blobs: the binary tensors, one after another.
+        is_binary: whether an output is binary when neither it nor the request says so.
+
+    Raises:
+        As `decoded`.
+    """
     parameters = _parameters(header, "request")
     id_ = header.get("id")
     if id_ is not None and not isinstance(id_, str):
         raise _malformed("the id is not a string")
-    outputs = _wanted(header, _flag(parameters, "binary_data_output", False), signature)
-    inputs, images = _inputs(header, _Blobs(body[header_bytes:] if header_bytes else body[:0]), signature)
+    outputs = _wanted(header, _flag(parameters, "binary_data_output", is_binary), signature)
+    inputs, images = _inputs(header, _Blobs(blobs), signature)
     own = {name: value for name, value in parameters.items() if name not in _RESERVED}
     return InferRequest(inputs, images, outputs, id_, own)
 
@@ -92,13 +107,32 @@ def encoded(request: InferRequest, record: EngineRecord, outputs: Tensors) -> tu
         header["parameters"] = request.parameters
     entries, blobs = [], []
     for wanted in request.outputs:
-        entry, blob = _output(wanted, outputs[wanted.spec.name], record)
+        entry, blob = output_entry(wanted, outputs[wanted.spec.name], record)
         entries.append(entry)
         if blob is not None:
             blobs.append(blob)
     header["outputs"] = entries
     text = json_bytes(header)
     return (b"".join([text, *blobs]), len(text)) if blobs else (text, None)
+
+
+def output_entry(wanted: WantedOutput, tensor: Tensor, record: EngineRecord) -> tuple[dict[str, Any], Any]:
+    """An output's entry in the header, and its binary data (a buffer); None where the entry holds the data."""
+    datatype, shape = v2_tensors.DATATYPES[wanted.spec.dtype], tensor.shape
+    data: Any = np.ascontiguousarray(tensor).reshape(-1)
+    if wanted.classes:
+        by_row = record.built.signature.rows_max > 1
+        shape, data = v2_tensors.classified(tensor, wanted.classes, record.built.labels, by_row=by_row)
+        datatype = v2_tensors.BYTES
+        if wanted.is_binary:
+            data = memoryview(v2_tensors.bytes_tensor(data))
+    entry: dict[str, Any] = {"name": wanted.spec.name, "datatype": datatype, "shape": list(shape)}
+    if wanted.is_binary:
+        entry["parameters"] = {"binary_data_size": data.nbytes}
+        return entry, data
+    # Without parameters: the C++ client takes them for a promise of binary data.
+    entry["data"] = data
+    return entry, None
 
 
 class _Blobs:
@@ -257,29 +291,10 @@ def _wanted_output(name: str, entry: dict[str, Any], binary_by_default: bool, si
     )
     if spec.dtype is DType.FLOAT16 and not (wanted.is_binary or wanted.classes):
         raise TensorRejected(
-            f"The output {name!r} is FP16, which JSON does not carry.",
+            f"The output {name!r} is FP16, which travels as binary data only.",
             hint='Ask for it as binary data: "parameters": {"binary_data": true}.',
         )
     return wanted
-
-
-def _output(wanted: WantedOutput, tensor: Tensor, record: EngineRecord) -> tuple[dict[str, Any], Any]:
-    """An output's entry in the header, and its binary data; None where the entry holds the data."""
-    datatype, shape = v2_tensors.DATATYPES[wanted.spec.dtype], tensor.shape
-    data: Any = np.ascontiguousarray(tensor).reshape(-1)
-    if wanted.classes:
-        by_row = record.built.signature.rows_max > 1
-        shape, data = v2_tensors.classified(tensor, wanted.classes, record.built.labels, by_row=by_row)
-        datatype = v2_tensors.BYTES
-        if wanted.is_binary:
-            data = memoryview(v2_tensors.bytes_tensor(data))
-    entry: dict[str, Any] = {"name": wanted.spec.name, "datatype": datatype, "shape": list(shape)}
-    if wanted.is_binary:
-        entry["parameters"] = {"binary_data_size": data.nbytes}
-        return entry, data
-    # Without parameters: the C++ client takes them for a promise of binary data.
-    entry["data"] = data
-    return entry, None
 
 
 def _malformed(why: str) -> InvalidRequest:

@@ -96,7 +96,7 @@ def from_json(values: Any, spec: TensorSpec, shape: Shape) -> Tensor:
         raise InvalidRequest(f"The data of input {spec.name!r} is not a list.", hint="Send a flat or nested list.")
     if spec.dtype is DType.FLOAT16:
         raise TensorRejected(
-            f"The input {spec.name!r} is FP16, which JSON does not carry.", hint="Send it as binary data."
+            f"The input {spec.name!r} is FP16, which travels as binary data only.", hint="Send it as binary data."
         )
     tensor = from_lists(values, spec)
     if tensor.size != math.prod(shape):

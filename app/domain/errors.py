@@ -241,6 +241,11 @@ class ShuttingDown(Unavailable):
     retry_after_s = 5
 
 
+class RequestTimedOut(Unavailable):
+    code = "request_timed_out"
+    title = "The request was not answered within its own time limit"
+
+
 class ExecutionFailed(RunFailed):
     code = "execution_failed"
     title = "The engine failed while it ran"

@@ -6,16 +6,18 @@ from typing import Any
 
 import httpx
 import pytest
+from onnx import TensorProto
+from tritonclient import http as triton
 
-from tests.service import ROOT, Service
-
-DIGITS = ROOT / "examples" / "digits"
+from tests import networks
+from tests.e2e.v2_cases import DIGITS, built, every_type_network
+from tests.service import Service
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One service for the tests that leave it as they found it."""
-    running = Service(tmp_path_factory.mktemp("service") / "data").start()
+    running = Service(tmp_path_factory.mktemp("service") / "data", grpc_port="0").start()
     yield running
     assert running.stop() == 0
     assert "Traceback" not in running.log
@@ -45,3 +47,27 @@ def digits(service: Service) -> dict[str, Any]:
         assert job["state"] == "succeeded", job
         engine: dict[str, Any] = client.get(f"/engines/{job['engine']}").json()
         return engine
+
+
+@pytest.fixture(scope="session")
+def every_type(service: Service) -> str:
+    """An engine with an input and an output of every element type; each output is its input."""
+    with service.client() as client:
+        built(service, client, every_type_network(), "every-type")
+    return "every-type"
+
+
+@pytest.fixture(scope="session")
+def versions(service: Service) -> str:
+    """An engine whose version 1 doubles and whose version 2 answers its input as it is."""
+    with service.client() as client:
+        assert built(service, client, networks.doubled(), "versions") == "versions:1"
+        assert built(service, client, networks.same(TensorProto.FLOAT, ("rows", 4)), "versions") == "versions:2"
+    return "versions"
+
+
+@pytest.fixture
+def server(service: Service) -> Iterator[triton.InferenceServerClient]:
+    """tritonclient's HTTP client."""
+    with triton.InferenceServerClient(service.url.removeprefix("http://")) as server:
+        yield server

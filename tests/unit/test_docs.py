@@ -64,7 +64,7 @@ def test_every_setting_is_described_with_its_default(name: str) -> None:
 
     assert row is not None
     assert row.group(1) == (
-        f"`{str(default).lower() if default in (True, False) else default}`" if default != "" else "(empty)"
+        f"`{str(default).lower() if default in (True, False) else default}`" if default not in ("", None) else "(empty)"
     )
     assert row.group(2) == Settings.model_fields[name].description
 

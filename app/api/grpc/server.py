@@ -1,0 +1,117 @@
+"""The gRPC server, on the event loop of the web server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+
+from app.api.grpc.messages import parsed
+from app.api.grpc.service import InferenceApi, Method
+from app.api.grpc.statuses import status_of
+from app.api.grpc.streams import METHOD, Streams
+from app.api.services import Services
+from app.domain.errors import StartRefused
+
+SERVICE = "inference.GRPCInferenceService"
+MESSAGE_BYTES_MAX = (1 << 31) - 1  # of protobuf
+_KEEPALIVE_MS = 60_000  # a peer that vanished without a word is noticed, and its streams end
+_PING_MS_MIN = 10_000  # clients may ask for signs of life as often as this
+
+Handler = Callable[[bytes, Any], Awaitable[bytes]]
+
+
+class GrpcServer:
+    """Speaks the Open Inference Protocol over gRPC at one address."""
+
+    def __init__(self, services: Services, host: str, port: int) -> None:
+        """
+        Args:
+            host: a numeric address.
+            port: 0 takes a free one.
+        """
+        self._limit_bytes = min(services.settings.max_body_mib << 20, MESSAGE_BYTES_MAX)
+        self._api = InferenceApi(services)
+        self._host, self._port = host, port
+        self._server: Any = None
+        self._streams = Streams(self._api, self._limit_bytes)
+        self._calls: set[asyncio.Task[Any]] = set()  # of grpc's own: they end when the answer is sent
+
+    async def start(self) -> str:
+        """Accept requests from now on; the address.
+
+        Raises:
+            StartRefused: the address is taken, or not one of this machine's.
+        """
+        address = f"[{self._host}]" if ":" in self._host else self._host
+        self._server = grpc.aio.server(options=_options(self._limit_bytes))
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        try:
+            port = self._server.add_insecure_port(f"{address}:{self._port}")
+        except RuntimeError as error:
+            raise StartRefused(
+                f"Cannot listen for gRPC on {address}:{self._port}.",
+                hint="Choose another JETFORGE_GRPC_PORT, or stop what uses it.",
+            ) from error
+        await self._server.start()
+        return f"{address}:{port}"
+
+    async def stop(self, grace_s: float) -> None:
+        """Refuse new requests, let those under way end, and cancel what is left after the grace."""
+        if self._server is None:
+            return
+        stopping = asyncio.ensure_future(self._server.stop(grace_s))
+        self._streams.close()
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=grace_s)
+        # Idle connections are not waited for: clients read the farewell seconds later, at their next look.
+        await self._server.stop(None)
+        await stopping
+
+    def _handlers(self) -> grpc.GenericRpcHandler:
+        # Without grpc's (de)serialisers: to them a message that is none is a fault of the server, with a traceback.
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(self._unary(name, kind, method))
+            for name, (kind, method) in self._api.methods.items()
+        }
+        handlers[METHOD] = grpc.stream_stream_rpc_method_handler(self._stream)
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)
+
+    def _unary(self, name: str, kind: Any, method: Method) -> Handler:
+        """The method, from bytes to bytes, its failures answered as statuses."""
+
+        async def answer(data: bytes, context: Any) -> bytes:
+            self._count_call()
+            try:
+                encoded: bytes = (await method(await parsed(kind, data, self._limit_bytes))).SerializeToString()
+            except Exception as error:
+                status = status_of(error, name)
+                await context.abort(status.code, status.message, status.metadata)
+                raise
+            return encoded
+
+        return answer
+
+    async def _stream(self, _: Any, context: Any) -> None:
+        self._count_call()
+        await self._streams.serve(context)
+
+    def _count_call(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+
+def _options(limit_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", limit_bytes),
+        ("grpc.per_message_decompression", 0),  # grpc inflates without a limit
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # or a second service on the same port would quietly take half of the requests
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS_MIN),
+    ]
