@@ -6,22 +6,26 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
+from app import __version__
 from app.api.services import Services
 from app.backends import registry
 from app.backends.base import LoadedEngine
 from app.device import memory_bytes
 from app.domain.builds import EngineRecord
-from app.domain.errors import EngineStale, EngineUnloadable
+from app.domain.errors import BackupRefused, EngineStale, EngineUnloadable
 from app.domain.jobs import Job
 from app.intake import Intake
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
 from app.settings import Settings
+from app.storage import backup
 from app.storage.archives import ArchiveLimits
 from app.storage.artefacts import ArtefactStore
+from app.storage.backup import Backup
 from app.storage.catalogue import Catalogue
-from app.storage.database import Database, migrate
+from app.storage.database import Database, checked_url, migrate
 from app.storage.jobs import JobQueue
 from app.worker import Worker, workers_alive
 
@@ -61,6 +65,27 @@ def connected_services(settings: Settings) -> Iterator[Services]:
         )
     finally:
         database.close()
+
+
+def back_up(settings: Settings, target: Path) -> Backup:
+    """One file with all that the service holds; it may run meanwhile."""
+    if not _database(settings).exists():
+        raise BackupRefused(f"{settings.root} holds no job database.", hint="Name the service's folder: --data-dir.")
+    store = ArtefactStore(settings.artefacts_dir)
+    return backup.back_up(_database(settings), store, settings.logs_dir, settings.root, target, __version__)
+
+
+def restore(settings: Settings, source: Path) -> Backup:
+    """Fill an empty data folder from a backup, and bring it to this version."""
+    settings.root.mkdir(parents=True, exist_ok=True)
+    store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
+    found = backup.restore(source, _database(settings), store, settings.logs_dir)
+    prepare(settings)
+    return found
+
+
+def _database(settings: Settings) -> Path:
+    return Path(checked_url(settings.database).database or "")
 
 
 @contextmanager

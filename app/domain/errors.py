@@ -254,6 +254,11 @@ class StartRefused(ServiceError):
     title = "The service cannot start like this"
 
 
+class BackupRefused(ServiceError):
+    code = "backup_refused"
+    title = "The backup cannot be written or restored"
+
+
 # --- builds: codes of a job's `failure` ------------------------------------------------------------------------------
 
 

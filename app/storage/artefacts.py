@@ -134,8 +134,8 @@ class ArtefactStore:
         target.parent.mkdir(exist_ok=True)
         with self._locked():
             draft.replace(target)
-        _sync_folder(self._objects)
-        _sync_folder(target.parent)
+        sync_folder(self._objects)
+        sync_folder(target.parent)
 
     def renewed(self, digest: Digest, size_bytes: int) -> bool:
         """Whether the artefact is stored already, in this size; if so its age starts anew, for the next sweep."""
@@ -228,9 +228,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk, as well as the files."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)  # the name is on disk only when its folder is
+        os.fsync(handle)
     finally:
         os.close(handle)
