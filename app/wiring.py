@@ -17,6 +17,7 @@ from app.domain.builds import EngineRecord
 from app.domain.errors import BackupRefused, EngineStale, EngineUnloadable
 from app.domain.jobs import Job
 from app.intake import Intake
+from app.retention import Retention
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
 from app.settings import Settings
@@ -27,6 +28,7 @@ from app.storage.backup import Backup
 from app.storage.catalogue import Catalogue
 from app.storage.database import Database, checked_url, migrate
 from app.storage.jobs import JobQueue
+from app.storage.old_jobs import OldJobs
 from app.worker import Worker, workers_alive
 
 
@@ -43,7 +45,7 @@ def prepare(settings: Settings) -> None:
 def connected_services(settings: Settings) -> Iterator[Services]:
     """Everything that the web application works with."""
     database = Database(settings.database)
-    store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
+    store = artefacts(settings)
     catalogue, queue = Catalogue(database), JobQueue(database)
     intake = Intake(catalogue, queue, registry.chosen, limits(settings))
     pool = EnginePool(
@@ -61,6 +63,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             queue=queue,
             intake=intake,
             inference=InferenceService(catalogue.engine, pool),
+            retention=Retention(settings, store, catalogue, OldJobs(database)),
             workers_alive=_alive(settings),
         )
     finally:
@@ -92,7 +95,7 @@ def _database(settings: Settings) -> Path:
 def connected_worker(settings: Settings) -> Iterator[Worker]:
     """A worker over the same database and artefacts."""
     database = Database(settings.database)
-    store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
+    store = artefacts(settings)
     try:
         yield Worker(settings, store, Catalogue(database), JobQueue(database), registry.chosen)
     finally:
@@ -128,6 +131,10 @@ def load_engine(
             hint=f"Delete the engine and build it again from model_id={engine.model}.",
         )
     return backend.load(store.path(engine.blob))
+
+
+def artefacts(settings: Settings) -> ArtefactStore:
+    return ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20, settings.stored_mib_max << 20)
 
 
 def limits(settings: Settings) -> ArchiveLimits:

@@ -6,6 +6,7 @@ sweep and a commit from meeting on one object.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -30,13 +31,15 @@ SPACE_CHECK_BYTES = 16 << 20  # how much is written between two looks at the fre
 class ArtefactStore:
     """Files by digest. Several threads and processes may use one root at a time."""
 
-    def __init__(self, root: Path, min_free_bytes: int = 0) -> None:
+    def __init__(self, root: Path, min_free_bytes: int = 0, used_bytes_max: int = 0) -> None:
         """
         Args:
             root: made when missing; on one file system with whatever takes hard links of its files.
             min_free_bytes: writing stops before less than this is free.
+            used_bytes_max: writing stops before all artefacts together have more; 0 = no limit.
         """
         self.min_free_bytes = min_free_bytes
+        self._used_bytes_max = used_bytes_max
         self._objects = root / "objects"
         self._drafts = root / "drafts"
         self._lock = root / "lock"
@@ -51,6 +54,7 @@ class ArtefactStore:
             DiskFull: here or in `write`, when too little is free.
         """
         self.check_space(0)
+        self.check_quota(0)
         path = self._drafts / secrets.token_hex(16)
         with disk_errors(), FileIO(path, "x") as file:
             try:
@@ -108,12 +112,24 @@ class ArtefactStore:
         Returns:
             Digests of removed artefacts, and names of removed drafts.
         """
-        kept = {self.path(digest) for digest in keep}
         swept = [path.name for path in self._drafts.iterdir() if self._removed(path, older_than_s)]
-        for path in self._objects.glob("??/*"):
-            if path not in kept and self._removed(path, older_than_s):
-                swept.append(f"sha256:{path.name}")
+        swept += [f"sha256:{path.name}" for path in self._unkept(keep) if self._removed(path, older_than_s)]
         return swept
+
+    def orphans(self, keep: Collection[Digest], older_than_s: float) -> dict[str, int]:
+        """What `sweep` would remove, half-written files aside: sizes in bytes by digest."""
+        found = {}
+        for path in self._unkept(keep):
+            with contextlib.suppress(FileNotFoundError):  # swept meanwhile
+                stat = path.stat()
+                if time.time() - stat.st_mtime >= older_than_s:
+                    found[f"sha256:{path.name}"] = stat.st_size
+        return found
+
+    @property
+    def used_bytes(self) -> int:
+        """Of all artefacts that are stored."""
+        return sum(path.stat().st_size for path in self._objects.glob("??/*"))
 
     def check_space(self, wanted_bytes: int) -> None:
         """Refuse to write when less than the wanted minimum would be free afterwards.
@@ -126,6 +142,18 @@ class ArtefactStore:
             raise DiskFull(
                 f"{free >> 20} MiB of disk are free; {self.min_free_bytes >> 20} MiB have to stay free.",
                 hint="Delete engines or models that are not needed, or free disk space otherwise, and try again.",
+            )
+
+    def check_quota(self, wanted_bytes: int) -> None:
+        """Refuse to write when all artefacts together would have more bytes than they may.
+
+        Raises:
+            DiskFull: they would.
+        """
+        if self._used_bytes_max and (used := self.used_bytes) + wanted_bytes > self._used_bytes_max:
+            raise DiskFull(
+                f"{used >> 20} MiB are stored, and {self._used_bytes_max >> 20} MiB may be.",
+                hint="Delete engines or models that are not needed, or raise stored_mib_max.",
             )
 
     def adopt(self, draft: Path, digest: Digest) -> None:
@@ -145,6 +173,10 @@ class ArtefactStore:
                 return False
             os.utime(target)
             return True
+
+    def _unkept(self, keep: Collection[Digest]) -> list[Path]:
+        kept = {self.path(digest) for digest in keep}
+        return [path for path in self._objects.glob("??/*") if path not in kept]
 
     def _removed(self, path: Path, older_than_s: float) -> bool:
         with self._locked():
@@ -179,6 +211,7 @@ class Draft:
         self._unchecked_bytes += len(chunk)
         if self._unchecked_bytes >= SPACE_CHECK_BYTES:
             self._store.check_space(len(chunk))
+            self._store.check_quota(self.size_bytes + len(chunk))
             self._unchecked_bytes = 0
         self._hash.update(chunk)
         self.size_bytes += len(chunk)
@@ -192,6 +225,7 @@ class Draft:
         with self._file:
             if self._store.renewed(digest, self.size_bytes):
                 return digest
+            self._store.check_quota(self.size_bytes)
             os.fchmod(self._file.fileno(), 0o444)
             os.fsync(self._file.fileno())
         self._store.adopt(self.path, digest)
