@@ -224,6 +224,12 @@ class DiskFull(Unavailable):
     retry_after_s = 60
 
 
+class StorageUnwritable(Unavailable):
+    code = "storage_unwritable"
+    title = "The data folder cannot be written to"
+    retry_after_s = 60
+
+
 class StorageBusy(Unavailable):
     code = "storage_busy"
     title = "The job database is busy"

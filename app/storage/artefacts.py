@@ -21,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 
 from app.domain.builds import Digest
-from app.domain.errors import DiskFull, InvalidRequest
+from app.domain.errors import DiskFull, InvalidRequest, StorageUnwritable
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 CHUNK_BYTES = 1 << 20
@@ -247,10 +247,15 @@ def checked_digest(text: str) -> Digest:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into DiskFull."""
+    """Turn "no space left" and "quota exceeded" into DiskFull, a failing or read-only disk into StorageUnwritable."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.EIO):
+            raise StorageUnwritable(
+                f"The data folder cannot be written: {error.strerror}.",
+                hint="Check the disk and its mount (dmesg, mount); a worn SD card turns read-only.",
+            ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFull("The disk is full.", hint="Free some disk space and try again.") from error
