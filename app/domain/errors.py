@@ -268,6 +268,11 @@ class BackupRefused(ServiceError):
 # --- builds: codes of a job's `failure` ------------------------------------------------------------------------------
 
 
+class SourceDamaged(BuildFailed):
+    code = "source_damaged"
+    title = "A stored file has other bytes than were uploaded"
+
+
 class ModelInvalid(BuildFailed):
     code = "model_invalid"
     title = "The ONNX checker refused the model"

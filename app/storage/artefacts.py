@@ -165,11 +165,13 @@ class ArtefactStore:
         sync_folder(self._objects)
         sync_folder(target.parent)
 
-    def renewed(self, digest: Digest, size_bytes: int) -> bool:
-        """Whether the artefact is stored already, in this size; if so its age starts anew, for the next sweep."""
+    def renewed(self, digest: Digest) -> bool:
+        """Whether the artefact is stored already, undamaged; if so its age starts anew, for the next sweep."""
         target = self.path(digest)
+        if not self.verify(digest):  # a damaged one is replaced by what was just uploaded
+            return False
         with self._locked():
-            if not target.is_file() or target.stat().st_size != size_bytes:
+            if not target.is_file():  # swept meanwhile
                 return False
             os.utime(target)
             return True
@@ -223,7 +225,7 @@ class Draft:
         """Store what was written; it is whole and on disk when this returns. Nothing can be written after."""
         digest = Digest(f"sha256:{self._hash.hexdigest()}")
         with self._file:
-            if self._store.renewed(digest, self.size_bytes):
+            if self._store.renewed(digest):
                 return digest
             self._store.check_quota(self.size_bytes)
             os.fchmod(self._file.fileno(), 0o444)

@@ -49,3 +49,19 @@ def test_old_versions_go_once_they_are_cold_and_a_backup_answers_elsewhere(tmp_p
     assert restored.returncode == 0, restored.stderr
     assert answer.status_code == 200 and answer.json()["engine"] == "digits:2"
     assert [job["state"] for job in jobs] == ["succeeded", "succeeded"]
+
+
+def test_a_build_from_damaged_bytes_is_refused_and_mended_by_another_upload(service: Service) -> None:
+    with service.client() as client:
+        model = client.post("/models", content=MODEL).json()["id"]
+        stored = next((service.data_dir / "artefacts" / "objects").glob(f"??/{model.partition(':')[2]}"))
+        stored.chmod(0o600)
+        stored.write_bytes(MODEL[:-1] + b"\0")
+        job = client.post("/jobs", data={"name": "mended", "model_id": model}).json()
+        damaged = service.ended(client, job["id"])
+        client.post("/models", content=MODEL).raise_for_status()
+        client.post(f"/jobs/{job['id']}/retry").raise_for_status()
+        mended = service.ended(client, job["id"])
+
+    assert (damaged["state"], damaged["failure"]["code"]) == ("failed", "source_damaged")
+    assert mended["state"] == "succeeded"
