@@ -15,6 +15,7 @@ from app import __version__, logs, verbs, wiring
 from app.build.process import die_with_parent
 from app.domain.errors import ServiceError, StartRefused
 from app.settings import Settings
+from app.storage.backup import Backup
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,6 +46,12 @@ def _parser() -> argparse.ArgumentParser:
     work = _service_verb(subparsers, "work", "run a build worker alone", _work)
     work.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which started it, ends")
     _service_verb(subparsers, "migrate", "bring the database to this version, then end", _migrate)
+    back_up = _service_verb(
+        subparsers, "backup", "write all that the service holds into one file; it may run", _back_up
+    )
+    back_up.add_argument("file", type=Path, metavar="FILE.tar", help="must not exist yet")
+    restore = _service_verb(subparsers, "restore", "fill an empty data folder from a backup", _restore)
+    restore.add_argument("file", type=Path, metavar="FILE.tar")
     verbs.add_verbs(subparsers, default_url=Settings().url)
     return parser
 
@@ -94,6 +101,22 @@ def _migrate(args: argparse.Namespace) -> int:
     settings = _settings(args)
     wiring.prepare(settings)
     return 0
+
+
+def _back_up(args: argparse.Namespace) -> int:
+    _say(f"{args.file} holds", wiring.back_up(_settings(args), args.file.absolute()))
+    return 0
+
+
+def _restore(args: argparse.Namespace) -> int:
+    settings = _settings(args)
+    _say(f"{settings.root} now holds", wiring.restore(settings, args.file))
+    return 0
+
+
+def _say(what: str, found: Backup) -> None:
+    words = f"{what} the database, {found.objects} artefacts and {found.logs} logs ({found.size_bytes >> 20} MiB)."
+    print(words)  # noqa: T201
 
 
 def _refuse_open_door(settings: Settings) -> None:

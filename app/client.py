@@ -201,6 +201,10 @@ class Client:
         """Backends with what is missing for each, the device, its memory and disk, versions."""
         return self._call("GET", "/device")
 
+    def collect_garbage(self, *, dry_run: bool) -> Json:
+        """Remove what has served its time, or tell what would go: `removals` and `freed_bytes`."""
+        return self._call("POST", "/gc", params={"dry_run": dry_run})
+
     def _call(self, method: str, path: str, **kwargs: Any) -> Json:
         return _json(self._request(method, path, **kwargs))
 

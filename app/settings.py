@@ -56,6 +56,19 @@ class Settings(BaseSettings):
         3600, ge=0, description="Age after which an artefact that nothing refers to, or a half-written one, is swept."
     )
 
+    keep_versions: int = Field(
+        0, ge=0, description="Versions of an engine's name that are kept; older ones go unless warm. 0: all."
+    )
+    keep_unused_days: float = Field(
+        0, ge=0, description="Days after its upload that a model or archive without an engine or job goes. 0: never."
+    )
+    keep_jobs_days: float = Field(
+        90, ge=0, description="Days after its end that a job goes, with its history and log. 0: never."
+    )
+    stored_mib_max: int = Field(
+        0, ge=0, description="Uploads are refused when all artefacts together have this size, in MiB. 0: no limit."
+    )
+
     rebuild_stale: bool = Field(True, description="Build a stale engine again, by itself, when it is first asked for.")
     engine_memory_mib: int = Field(
         0, ge=0, description="Memory budget of warm engines, in MiB; 0: half of what is free at the start."

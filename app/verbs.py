@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from rich.console import Console
 
 from app.client import Client, ClientError
-from app.console.commands import build, doctor, engines, infer, jobs, write
+from app.console.commands import build, collect_garbage, doctor, engines, infer, jobs, write
 
 if TYPE_CHECKING:  # generic for type checkers only
     Parsers: TypeAlias = argparse._SubParsersAction[ArgumentParser]
@@ -27,7 +27,7 @@ def add_verbs(subparsers: Parsers, default_url: str = DEFAULT_URL) -> None:
     common = ArgumentParser(add_help=False)
     common.add_argument("--url", default=default_url, help="address of the service (%(default)s)")
     common.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    for add in (_add_build, _add_jobs, _add_engines, _add_infer, _add_doctor):
+    for add in (_add_build, _add_jobs, _add_engines, _add_infer, _add_doctor, _add_gc):
         add(subparsers, common)
 
 
@@ -79,6 +79,11 @@ def _add_infer(subparsers: Parsers, common: ArgumentParser) -> None:
 
 def _add_doctor(subparsers: Parsers, common: ArgumentParser) -> None:
     _parser(subparsers, common, "doctor", doctor, "show what the device can do, and what is missing")
+
+
+def _add_gc(subparsers: Parsers, common: ArgumentParser) -> None:
+    parser = _parser(subparsers, common, "gc", collect_garbage, "remove what the keep settings no longer keep")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would go")
 
 
 def _parser(subparsers: Parsers, common: ArgumentParser, name: str, verb: Verb, does: str) -> ArgumentParser:

@@ -6,23 +6,29 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
+from app import __version__
 from app.api.services import Services
 from app.backends import registry
 from app.backends.base import LoadedEngine
 from app.device import memory_bytes
 from app.domain.builds import EngineRecord
-from app.domain.errors import EngineStale, EngineUnloadable
+from app.domain.errors import BackupRefused, EngineStale, EngineUnloadable
 from app.domain.jobs import Job
 from app.intake import Intake
+from app.retention import Retention
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
 from app.settings import Settings
+from app.storage import backup
 from app.storage.archives import ArchiveLimits
 from app.storage.artefacts import ArtefactStore
+from app.storage.backup import Backup
 from app.storage.catalogue import Catalogue
-from app.storage.database import Database, migrate
+from app.storage.database import Database, checked_url, migrate
 from app.storage.jobs import JobQueue
+from app.storage.old_jobs import OldJobs
 from app.worker import Worker, workers_alive
 
 
@@ -39,7 +45,7 @@ def prepare(settings: Settings) -> None:
 def connected_services(settings: Settings) -> Iterator[Services]:
     """Everything that the web application works with."""
     database = Database(settings.database)
-    store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
+    store = artefacts(settings)
     catalogue, queue = Catalogue(database), JobQueue(database)
     intake = Intake(catalogue, queue, registry.chosen, limits(settings))
     pool = EnginePool(
@@ -57,17 +63,39 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             queue=queue,
             intake=intake,
             inference=InferenceService(catalogue.engine, pool),
+            retention=Retention(settings, store, catalogue, OldJobs(database)),
             workers_alive=_alive(settings),
         )
     finally:
         database.close()
 
 
+def back_up(settings: Settings, target: Path) -> Backup:
+    """One file with all that the service holds; it may run meanwhile."""
+    if not _database(settings).exists():
+        raise BackupRefused(f"{settings.root} holds no job database.", hint="Name the service's folder: --data-dir.")
+    store = ArtefactStore(settings.artefacts_dir)
+    return backup.back_up(_database(settings), store, settings.logs_dir, settings.root, target, __version__)
+
+
+def restore(settings: Settings, source: Path) -> Backup:
+    """Fill an empty data folder from a backup, and bring it to this version."""
+    settings.root.mkdir(parents=True, exist_ok=True)
+    store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
+    found = backup.restore(source, _database(settings), store, settings.logs_dir)
+    prepare(settings)
+    return found
+
+
+def _database(settings: Settings) -> Path:
+    return Path(checked_url(settings.database).database or "")
+
+
 @contextmanager
 def connected_worker(settings: Settings) -> Iterator[Worker]:
     """A worker over the same database and artefacts."""
     database = Database(settings.database)
-    store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
+    store = artefacts(settings)
     try:
         yield Worker(settings, store, Catalogue(database), JobQueue(database), registry.chosen)
     finally:
@@ -103,6 +131,10 @@ def load_engine(
             hint=f"Delete the engine and build it again from model_id={engine.model}.",
         )
     return backend.load(store.path(engine.blob))
+
+
+def artefacts(settings: Settings) -> ArtefactStore:
+    return ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20, settings.stored_mib_max << 20)
 
 
 def limits(settings: Settings) -> ArchiveLimits:

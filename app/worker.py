@@ -17,7 +17,7 @@ from app.backends.base import Backend
 from app.build import launch
 from app.build.workdir import BuildSpec, ProgressLine, WorkDir
 from app.domain.builds import BuiltEngine, EngineRecord, Publication, engine_key
-from app.domain.errors import BuildCrashed, DiskFull, ServiceError
+from app.domain.errors import BuildCrashed, DiskFull, ServiceError, SourceDamaged
 from app.domain.jobs import EventKind, Failure, Job, Stage
 from app.intake import renamed
 from app.settings import Settings
@@ -262,6 +262,7 @@ class Build:
                 f"The build needs about {needed >> 20} MiB of disk; {free >> 20} MiB are free.",
                 hint="Delete engines or models that are not needed, then retry the job.",
             )
+        self._check_sources(job)
         work = WorkDir(root)
         work.create(self._store.path(job.model), self._store.path(job.calibration) if job.calibration else None)
         self._settings.logs_dir.mkdir(parents=True, exist_ok=True)
@@ -270,6 +271,15 @@ class Build:
             lines.write(f"# attempt {job.attempt}; to repeat it by hand: {sys.executable} -m app.build {root}\n")
         os.link(log_file, work.log)  # the child appends to the job's log, which outlives the work folder
         return work
+
+    def _check_sources(self, job: Job) -> None:
+        """Refuse to build from bytes that a failing disk has changed."""
+        for kind, digest in (("model", job.model), ("calibration", job.calibration)):
+            if digest is not None and not self._store.verify(digest):
+                raise SourceDamaged(
+                    f"The stored {kind} is damaged or gone.",
+                    hint=f"Upload the same file again (POST /{kind}s): that mends it. Then retry the job.",
+                )
 
     def _tell(self, job: Job, worker: str, line: ProgressLine) -> None:
         self._queue.advance(job.id, worker, line.kind, line.stage, line.message)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import calibrations, device, engines, infer, jobs, models, problems, v2
+from app.api import calibrations, device, engines, infer, jobs, models, problems, upkeep, v2
 from app.api.events import Changes
 from app.api.services import Services
 
@@ -21,7 +22,9 @@ def create_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        keeping_up = asyncio.create_task(upkeep.keep_up(services))
         yield
+        keeping_up.cancel()
         app.state.changes.close()
         await services.inference.close()
 
@@ -29,6 +32,6 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     problems.install(app)
-    for part in (jobs, models, calibrations, engines, infer, device, v2):
+    for part in (jobs, models, calibrations, engines, infer, device, upkeep, v2):
         app.include_router(part.router)
     return app

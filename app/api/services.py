@@ -9,6 +9,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from app.intake import Intake
+from app.retention import Retention
 from app.serving.service import InferenceService
 from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
@@ -24,6 +25,7 @@ class Services:
     queue: JobQueue
     intake: Intake
     inference: InferenceService
+    retention: Retention
     workers_alive: Callable[[], int]
 
 

@@ -101,6 +101,19 @@ def doctor(client: Client, args: Namespace) -> int:
     return 0 if any(backend["available"] for backend in device["backends"]) else 1
 
 
+def collect_garbage(client: Client, args: Namespace) -> int:
+    """Remove what has served its time; with --dry-run only tell."""
+    found = client.collect_garbage(dry_run=args.dry_run)
+    count, mib = len(found["removals"]), found["freed_bytes"] / 2**20
+    _show(
+        args,
+        found,
+        *(f"{removal['kind']:<12} {removal['id']}  ({removal['why']})" for removal in found["removals"]),
+        f"{count} {'would be removed' if args.dry_run else 'removed'}, {mib:,.1f} MiB.",
+    )
+    return 0
+
+
 def _watch(client: Client, args: Namespace, job: Json) -> int:
     progress = _progress(args)
     progress.print(f"job {job['id']}", markup=False, highlight=False)

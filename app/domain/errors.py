@@ -224,6 +224,12 @@ class DiskFull(Unavailable):
     retry_after_s = 60
 
 
+class StorageUnwritable(Unavailable):
+    code = "storage_unwritable"
+    title = "The data folder cannot be written to"
+    retry_after_s = 60
+
+
 class StorageBusy(Unavailable):
     code = "storage_busy"
     title = "The job database is busy"
@@ -259,7 +265,17 @@ class StartRefused(ServiceError):
     title = "The service cannot start like this"
 
 
+class BackupRefused(ServiceError):
+    code = "backup_refused"
+    title = "The backup cannot be written or restored"
+
+
 # --- builds: codes of a job's `failure` ------------------------------------------------------------------------------
+
+
+class SourceDamaged(BuildFailed):
+    code = "source_damaged"
+    title = "A stored file has other bytes than were uploaded"
 
 
 class ModelInvalid(BuildFailed):

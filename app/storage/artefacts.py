@@ -6,6 +6,7 @@ sweep and a commit from meeting on one object.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -20,7 +21,7 @@ from io import FileIO
 from pathlib import Path
 
 from app.domain.builds import Digest
-from app.domain.errors import DiskFull, InvalidRequest
+from app.domain.errors import DiskFull, InvalidRequest, StorageUnwritable
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 CHUNK_BYTES = 1 << 20
@@ -30,13 +31,15 @@ SPACE_CHECK_BYTES = 16 << 20  # how much is written between two looks at the fre
 class ArtefactStore:
     """Files by digest. Several threads and processes may use one root at a time."""
 
-    def __init__(self, root: Path, min_free_bytes: int = 0) -> None:
+    def __init__(self, root: Path, min_free_bytes: int = 0, used_bytes_max: int = 0) -> None:
         """
         Args:
             root: made when missing; on one file system with whatever takes hard links of its files.
             min_free_bytes: writing stops before less than this is free.
+            used_bytes_max: writing stops before all artefacts together have more; 0 = no limit.
         """
         self.min_free_bytes = min_free_bytes
+        self._used_bytes_max = used_bytes_max
         self._objects = root / "objects"
         self._drafts = root / "drafts"
         self._lock = root / "lock"
@@ -51,6 +54,7 @@ class ArtefactStore:
             DiskFull: here or in `write`, when too little is free.
         """
         self.check_space(0)
+        self.check_quota(0)
         path = self._drafts / secrets.token_hex(16)
         with disk_errors(), FileIO(path, "x") as file:
             try:
@@ -108,12 +112,24 @@ class ArtefactStore:
         Returns:
             Digests of removed artefacts, and names of removed drafts.
         """
-        kept = {self.path(digest) for digest in keep}
         swept = [path.name for path in self._drafts.iterdir() if self._removed(path, older_than_s)]
-        for path in self._objects.glob("??/*"):
-            if path not in kept and self._removed(path, older_than_s):
-                swept.append(f"sha256:{path.name}")
+        swept += [f"sha256:{path.name}" for path in self._unkept(keep) if self._removed(path, older_than_s)]
         return swept
+
+    def orphans(self, keep: Collection[Digest], older_than_s: float) -> dict[str, int]:
+        """What `sweep` would remove, half-written files aside: sizes in bytes by digest."""
+        found = {}
+        for path in self._unkept(keep):
+            with contextlib.suppress(FileNotFoundError):  # swept meanwhile
+                stat = path.stat()
+                if time.time() - stat.st_mtime >= older_than_s:
+                    found[f"sha256:{path.name}"] = stat.st_size
+        return found
+
+    @property
+    def used_bytes(self) -> int:
+        """Of all artefacts that are stored."""
+        return sum(path.stat().st_size for path in self._objects.glob("??/*"))
 
     def check_space(self, wanted_bytes: int) -> None:
         """Refuse to write when less than the wanted minimum would be free afterwards.
@@ -128,23 +144,41 @@ class ArtefactStore:
                 hint="Delete engines or models that are not needed, or free disk space otherwise, and try again.",
             )
 
+    def check_quota(self, wanted_bytes: int) -> None:
+        """Refuse to write when all artefacts together would have more bytes than they may.
+
+        Raises:
+            DiskFull: they would.
+        """
+        if self._used_bytes_max and (used := self.used_bytes) + wanted_bytes > self._used_bytes_max:
+            raise DiskFull(
+                f"{used >> 20} MiB are stored, and {self._used_bytes_max >> 20} MiB may be.",
+                hint="Delete engines or models that are not needed, or raise stored_mib_max.",
+            )
+
     def adopt(self, draft: Path, digest: Digest) -> None:
         """Make a whole and synced draft the artefact of its digest; called by `Draft.commit`."""
         target = self.path(digest)
         target.parent.mkdir(exist_ok=True)
         with self._locked():
             draft.replace(target)
-        _sync_folder(self._objects)
-        _sync_folder(target.parent)
+        sync_folder(self._objects)
+        sync_folder(target.parent)
 
-    def renewed(self, digest: Digest, size_bytes: int) -> bool:
-        """Whether the artefact is stored already, in this size; if so its age starts anew, for the next sweep."""
+    def renewed(self, digest: Digest) -> bool:
+        """Whether the artefact is stored already, undamaged; if so its age starts anew, for the next sweep."""
         target = self.path(digest)
+        if not self.verify(digest):  # a damaged one is replaced by what was just uploaded
+            return False
         with self._locked():
-            if not target.is_file() or target.stat().st_size != size_bytes:
+            if not target.is_file():  # swept meanwhile
                 return False
             os.utime(target)
             return True
+
+    def _unkept(self, keep: Collection[Digest]) -> list[Path]:
+        kept = {self.path(digest) for digest in keep}
+        return [path for path in self._objects.glob("??/*") if path not in kept]
 
     def _removed(self, path: Path, older_than_s: float) -> bool:
         with self._locked():
@@ -179,6 +213,7 @@ class Draft:
         self._unchecked_bytes += len(chunk)
         if self._unchecked_bytes >= SPACE_CHECK_BYTES:
             self._store.check_space(len(chunk))
+            self._store.check_quota(self.size_bytes + len(chunk))
             self._unchecked_bytes = 0
         self._hash.update(chunk)
         self.size_bytes += len(chunk)
@@ -190,8 +225,9 @@ class Draft:
         """Store what was written; it is whole and on disk when this returns. Nothing can be written after."""
         digest = Digest(f"sha256:{self._hash.hexdigest()}")
         with self._file:
-            if self._store.renewed(digest, self.size_bytes):
+            if self._store.renewed(digest):
                 return digest
+            self._store.check_quota(self.size_bytes)
             os.fchmod(self._file.fileno(), 0o444)
             os.fsync(self._file.fileno())
         self._store.adopt(self.path, digest)
@@ -213,10 +249,15 @@ def checked_digest(text: str) -> Digest:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into DiskFull."""
+    """Turn "no space left" and "quota exceeded" into DiskFull, a failing or read-only disk into StorageUnwritable."""
     try:
         yield
     except OSError as error:
+        if error.errno in (errno.EROFS, errno.EIO):
+            raise StorageUnwritable(
+                f"The data folder cannot be written: {error.strerror}.",
+                hint="Check the disk and its mount (dmesg, mount); a worn SD card turns read-only.",
+            ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DiskFull("The disk is full.", hint="Free some disk space and try again.") from error
@@ -228,9 +269,10 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk, as well as the files."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)  # the name is on disk only when its folder is
+        os.fsync(handle)
     finally:
         os.close(handle)

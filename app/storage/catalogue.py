@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy import Connection, Table, delete, func, insert, select
 from sqlalchemy.dialects import sqlite
 
 from app.domain.builds import (
@@ -116,6 +116,23 @@ class Catalogue:
             connection.execute(delete(engines).where(engines.c.name == name, engines.c.version == version))
             raise_revision(connection)
 
+    def surplus_engines(self, keep: int) -> list[EngineRecord]:
+        """All but the newest `keep` versions of each name, oldest first."""
+        age = func.row_number().over(partition_by=engines.c.name, order_by=engines.c.version.desc())
+        ranked = select(engines.c.seq, age.label("age")).subquery()
+        surplus = select(ranked.c.seq).where(ranked.c.age > keep)
+        query = select(engines).where(engines.c.seq.in_(surplus)).order_by(engines.c.seq)
+        with self._database.reader() as connection:
+            return [as_domain(EngineRecord, row) for row in connection.execute(query)]
+
+    def unused_models(self, before: datetime) -> list[SourceModel]:
+        """Uploaded before then, and needed by no engine and no unfinished job."""
+        return self._models.unused(before)
+
+    def unused_calibrations(self, before: datetime) -> list[CalibrationSet]:
+        """Uploaded before then, and needed by no engine and no unfinished job."""
+        return self._calibrations.unused(before)
+
     def blob_in_use(self, digest: Digest) -> bool:
         """Whether a model, a calibration set, an engine or an unfinished job refers to these bytes."""
         return digest in self.digests()
@@ -201,6 +218,16 @@ class _Uploads(Generic[Upload]):
             self._check_unused(connection, digest)
             connection.execute(delete(self._table).where(self._table.c.digest == digest))
             raise_revision(connection)
+
+    def unused(self, before: datetime) -> list[Upload]:
+        table = self._table
+        built = select(engines.c[self._column]).where(engines.c[self._column].is_not(None))
+        waiting = select(jobs.c[self._column]).where(jobs.c.state.in_(UNFINISHED), jobs.c[self._column].is_not(None))
+        query = select(table).where(
+            table.c.uploaded_at < before, table.c.digest.not_in(built), table.c.digest.not_in(waiting)
+        )
+        with self._database.reader() as connection:
+            return [as_domain(self._kind, row) for row in connection.execute(query.order_by(table.c.seq))]
 
     def _get(self, connection: Connection, digest: str) -> Upload:
         row = connection.execute(select(self._table).where(self._table.c.digest == digest)).one_or_none()

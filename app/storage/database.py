@@ -20,7 +20,7 @@ from sqlalchemy import URL, Connection, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from alembic import command
-from app.domain.errors import DatabaseNewer, DiskFull, InvalidOption, StorageBusy
+from app.domain.errors import DatabaseNewer, DiskFull, InvalidOption, StorageBusy, StorageUnwritable
 
 MIGRATIONS = Path(__file__).parents[2] / "alembic"
 SQLITE_MIN = (3, 35, 0)  # the first with RETURNING
@@ -167,6 +167,11 @@ def _clear_errors() -> Iterator[None]:
             raise _busy() from error
         if "disk is full" in text:
             raise DiskFull("The job database cannot grow.", hint="Free some disk space and try again.") from error
+        if any(words in text for words in ("readonly", "disk I/O error", "unable to open")):
+            raise StorageUnwritable(
+                f"The job database cannot be written: {text}.",
+                hint="Check the disk and its mount (dmesg, mount); a worn SD card turns read-only.",
+            ) from error
         raise
 
 

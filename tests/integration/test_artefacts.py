@@ -121,6 +121,17 @@ def test_a_truncated_artefact_is_whole_again_after_another_upload(store):
     assert store.verify(digest)
 
 
+def test_a_changed_artefact_is_whole_again_after_another_upload(store):
+    digest = store.put([b"the model"])
+    path = store.path(digest)
+    path.chmod(0o600)
+    path.write_bytes(b"the mOdel")
+
+    assert store.put([b"the model"]) == digest
+
+    assert store.verify(digest)
+
+
 def test_a_deleted_artefact_is_gone_and_can_be_deleted_again(store):
     digest = store.put([b"bytes"])
 
