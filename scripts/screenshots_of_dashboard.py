@@ -17,7 +17,7 @@ from tests.service import ROOT, Service
 WIDTH = 1120
 PHONE = {"width": 390, "height": 760}
 SETTLE_S = 1.0  # bars grow, thumbnails load
-SIDES = 8  # of the white between phones, in pixels
+SIDES, GREY = 8, 160  # of the strip beside each phone: pixels, and its colour
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def phones(browser: Browser) -> Image:
         browser.emulate(**PHONE, dark=dark)
         browser.open(page)
         browser.until(lambda: len(browser.text()) > 60, "the page stays empty")
-        pictures.append(cv2.copyMakeBorder(pictured(browser), *[SIDES] * 4, cv2.BORDER_CONSTANT, value=(160, 160, 160)))
+        pictures.append(np.pad(pictured(browser), ((0, 0), (SIDES, SIDES), (0, 0)), constant_values=GREY))
     return np.hstack(pictures)
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
@@ -34,6 +34,9 @@ FLAGS = (
     "--no-proxy-server",
     "--window-size=1280,900",
 )
+
+
+Found = TypeVar("Found")
 
 
 class Browser:
@@ -71,9 +74,14 @@ class Browser:
             f"no button {text!r}",
         )
 
-    def until(self, look: Callable[[], Any], otherwise: str) -> Any:
+    def until(self, look: Callable[[], Found | None], otherwise: str) -> Found:
+        """The first true answer of `look`."""
         waiting = WebDriverWait(self.driver, WAIT_S, 0.1, ignored_exceptions=[StaleElementReferenceException])
-        return waiting.until(lambda _: look(), f"{otherwise}; the page: {self.driver.current_url}")
+        found: Found | None = waiting.until(
+            lambda _: look() or None, f"{otherwise}; the page: {self.driver.current_url}"
+        )
+        assert found is not None  # else it has raised
+        return found
 
     def script(self, text: str, *arguments: Any) -> Any:
         return self.driver.execute_script(text, *arguments)
