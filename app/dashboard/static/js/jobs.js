@@ -48,5 +48,5 @@ export function jobActions(job, then) {
 
 /** What the device expects the whole build to take; empty where it does not know. */
 export function estimateText(job) {
-  return typeof job.estimate_s === "number" ? `about ${seconds(job.estimate_s)}` : "";
+  return typeof job.estimated_s === "number" ? `about ${seconds(job.estimated_s)}` : "";
 }
