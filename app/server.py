@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from app import logs, wiring
 from app.api.app import create_app
 from app.api.services import Services
+from app.dashboard import pages
 from app.domain.errors import StartRefused
 from app.settings import Settings
 from app.supervisor import Supervisor
@@ -66,8 +67,10 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
     supervisor = Supervisor(["--data-dir", str(settings.root)]) if with_worker else None
     with wiring.connected_services(settings) as services:
         grpc = _grpc_server(services, host)
+        app = create_app(services)
+        pages.install(app)
         config = uvicorn.Config(
-            create_app(services),
+            app,
             log_config=logs.config(settings.log_level),
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import calibrations, device, engines, infer, jobs, models, problems, upkeep, v2
+from app.api import calibrations, device, engines, infer, jobs, models, previews, problems, upkeep, v2
 from app.api.events import Changes
 from app.api.services import Services
 
@@ -32,6 +32,6 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     problems.install(app)
-    for part in (jobs, models, calibrations, engines, infer, device, upkeep, v2):
+    for part in (jobs, models, calibrations, previews, engines, infer, device, upkeep, v2):
         app.include_router(part.router)
     return app

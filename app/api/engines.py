@@ -85,9 +85,9 @@ def download_engine(wired: Wired, ref: str) -> Response:
 
 
 @router.post("/engines/{ref}/load", response_model=EngineSchema)
-async def load_engine(wired: Wired, ref: str) -> Response:
-    """Make an engine warm now: loaded, run once, ready."""
-    await wired.inference.load(ref)
+async def load_engine(wired: Wired, ref: str, pin: bool = False) -> Response:
+    """Make an engine warm now: loaded, run once, ready. With `?pin=true` it stays so until it is unloaded."""
+    await wired.inference.load(ref, pin=pin)
     return json_response(await _described(wired, ref))
 
 

@@ -9,12 +9,22 @@ from app.api.options import OptionsSchema
 _BINARY = {"type": "string", "format": "binary"}
 
 
+_KEPT = ("description", "default", "examples", "enum", "minimum", "maximum", "exclusiveMinimum")
+
+
 def _option_fields() -> dict[str, Any]:
-    properties = OptionsSchema.model_json_schema()["properties"]
-    return {
-        name: {"type": "string", "description": field.get("description", "") or field.get("title", name)}
-        for name, field in properties.items()
-    }
+    """The options as a form sends them: text, or what is written as text without loss."""
+    schema = OptionsSchema.model_json_schema()
+    return {name: _form_field(field, schema["$defs"]) for name, field in schema["properties"].items()}
+
+
+def _form_field(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    chosen = field.get("anyOf", [field])[0]  # the other is null: the field is left out
+    found = {**definitions.get(chosen.get("$ref", "").rpartition("/")[2], chosen), **field}
+    kind = found.get("type")
+    if kind not in ("boolean", "integer", "number", "string"):
+        return {"type": "string", **{key: found[key] for key in ("description", "examples") if key in found}}
+    return {"type": kind, **{key: found[key] for key in _KEPT if found.get(key) is not None}}
 
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:
@@ -30,9 +40,12 @@ JOB_FORM = _body(
     _form(
         {
             "name": {"type": "string", "description": "of the engine: a-z, 0-9, '.', '_', '-'"},
-            "model": {**_BINARY, "description": "the network, .onnx"},
+            "model": {
+                **_BINARY,
+                "description": "the network: .onnx, a zip or tar of one with its weights, TorchScript or .pt2",
+            },
             "model_id": {"type": "string", "description": "instead of model: id of a stored one"},
-            "calibration": {**_BINARY, "description": "zip of images like those seen in use"},
+            "calibration": {**_BINARY, "description": "zip of images like those seen in use; int8 and auto use them"},
             "calibration_id": {"type": "string", "description": "instead of calibration: id of a stored one"},
             "options": {"type": "string", "description": "options as one JSON object; single fields win"},
             **_option_fields(),

@@ -121,21 +121,25 @@ class OptionsSchema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     backend: str = Field("auto", max_length=32, description="auto, or a backend that GET /device lists")
-    precision: Precision = Precision.FP32
+    precision: Precision = Field(
+        Precision.FP32, description="auto builds all that are possible and publishes the fastest that stays accurate"
+    )
     input_shapes: Shapes = Field(default_factory=dict, description="name:1x3x224x224,other:1x10 as in trtexec")
-    min_shapes: Shapes = Field(default_factory=dict)
-    opt_shapes: Shapes = Field(default_factory=dict)
-    max_shapes: Shapes = Field(default_factory=dict)
+    min_shapes: Shapes = Field(default_factory=dict, description="smallest lengths of dynamic axes, as input_shapes")
+    opt_shapes: Shapes = Field(default_factory=dict, description="lengths to be fastest at, as input_shapes")
+    max_shapes: Shapes = Field(default_factory=dict, description="largest lengths of dynamic axes, as input_shapes")
     preprocess: Annotated[PreprocessSchema | None, BeforeValidator(_preprocess)] = Field(
-        None, description="the recipe for images: an object, or a preset's name"
+        None, description="the recipe for images: an object, or a preset's name", examples=sorted(PRESETS)
     )
     labels: Annotated[list[Annotated[str, Field(max_length=200)]], BeforeValidator(_labels)] = Field(
         default_factory=list,
         max_length=100_000,
         description="class names: a JSON list, or separated by commas or lines",
     )
-    tolerance: Annotated[ToleranceSchema | None, BeforeValidator(_json)] = None
-    simplify: bool = True
+    tolerance: Annotated[ToleranceSchema | None, BeforeValidator(_json)] = Field(
+        None, description='how far from the model, as {"sqnr_db": 40, "top1": 0.99}; what is left out keeps its default'
+    )
+    simplify: bool = Field(True, description="simplify the graph first; its failure is a warning")
     opset: int | None = Field(None, ge=9, le=25, description="of the export of a PyTorch network")
     dynamic_batch: bool = Field(False, description="make a fixed batch dynamic, or fail")
     fold_preprocess: bool = Field(False, description="the recipe's arithmetic in the graph: uint8 images in")
@@ -151,7 +155,7 @@ class OptionsSchema(BaseModel):
     optimization_level: int | None = Field(None, ge=0, le=5, description="TensorRT: 0 builds fast, 5 runs fast")
     dla_core: int | None = Field(None, ge=0, le=7, description="TensorRT: run on this DLA core")
     builder: Builder = Field(Builder.API, description="api, or trtexec for TensorRT")
-    timeout_s: float | None = Field(None, gt=0, le=86_400)
+    timeout_s: float | None = Field(None, gt=0, le=86_400, description="time limit of one attempt, in seconds")
 
     def to_domain(self) -> BuildOptions:
         return BuildOptions(

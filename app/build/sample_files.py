@@ -17,9 +17,8 @@ import numpy as np
 from app.domain.errors import ArchiveRejected, ImageRejected
 from app.domain.preprocess import Preprocess, row_from_image
 from app.domain.tensors import Shape, Tensor, Tensors, TensorSpec, shape_text
-from app.storage.archives import read_entry
+from app.storage.archives import IMAGES, read_entry
 
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 ARRAYS = frozenset({".npy", ".npz"})
 TABLE = ".csv"  # labels: no sample, and no stray file either
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from app.build.sample_files import ARRAYS, IMAGES, TABLE
+from app.build.sample_files import ARRAYS, TABLE
 from app.domain.errors import LabelsContradict
-from app.storage.archives import read_entry, usable_entries
+from app.storage.archives import IMAGES, read_entry, usable_entries
 
 _TABLE_BYTES_MAX = 16 << 20
 _SHOWN = 5

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from app.backends.base import Samples
-from app.build.sample_files import ARRAYS, IMAGES, MakeRow, Rows, Unusable, pending_rows
+from app.build.sample_files import ARRAYS, MakeRow, Rows, Unusable, pending_rows
 from app.build.sample_spread import Spread
 from app.domain.preprocess import Preprocess
 from app.domain.tensors import Tensors
-from app.storage.archives import opened_archive, usable_entries
+from app.storage.archives import IMAGES, opened_archive, usable_entries
 
 ROWS_MAX = 1280  # used of an archive, evenly spread over it: more change no range
 _HELD_BACK_MAX = 256

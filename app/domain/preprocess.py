@@ -188,10 +188,15 @@ def row_from_image(data: bytes | memoryview, recipe: Preprocess) -> Tensor:
     Source:
         torchvision's Normalize: (pixel / 255 - mean) / std.
     """
-    return normalised(_resized(decoded(data, recipe.color), recipe), recipe)
+    return normalised(framed(decoded(data, recipe.color), recipe), recipe)
 
 
-def _resized(image: Image, recipe: Preprocess) -> Image:
+def framed(image: Image, recipe: Preprocess) -> Image:
+    """The image in the recipe's size, cut and filled as its `resize` says; colours and values as they were.
+
+    Raises:
+        ImageRejected: it is too long and narrow to cut a centre out of it.
+    """
     if recipe.resize is Resize.STRETCH:
         return _scaled(image, recipe.width, recipe.height, recipe.interpolation)
     if recipe.resize is Resize.LETTERBOX:

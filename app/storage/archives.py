@@ -16,6 +16,7 @@ from typing import BinaryIO
 from app.domain.errors import ArchiveRejected
 
 CHUNK_BYTES = 1 << 16
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})  # suffixes of files that are decoded as images
 NESTED = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar", ".jar"})
 METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})  # the others can ask for GiB of working memory
 ENCRYPTED = 0x1 | 0x40 | 0x2000  # bits of the flags: encrypted, strongly encrypted, masked directory

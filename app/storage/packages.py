@@ -15,13 +15,12 @@ from pathlib import Path
 
 from app.domain.builds import ModelFormat
 from app.domain.errors import ArchiveRejected, ModelRejected
-from app.storage.archives import ArchiveLimits, check_directory
+from app.storage.archives import IMAGES, ArchiveLimits, check_directory
 from app.storage.strangers import SAVE, pickle_rejected, rejected
 from app.storage.tars import BLOCK_BYTES, TarDamaged, is_header, members
 
 ENTRIES_MAX = 20_000  # of an archive sent as a network
 _PICKLE_BYTES_MAX = 16 << 20
-_IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 _DAMAGED = "Copy or save it again, and compare the file sizes."
 
 _AOT = (
@@ -172,7 +171,7 @@ def _onnx_archive(names: list[str]) -> ModelFormat:
         raise rejected(
             f"an archive of {len(networks)} ONNX files", "Put one .onnx file into it, with the files of its weights."
         )
-    if files and all(posixpath.splitext(name)[1].lower() in _IMAGES for name in files):
+    if files and all(posixpath.splitext(name)[1].lower() in IMAGES for name in files):
         raise rejected(
             "an archive of images", "Samples are sent as -F calibration=@images.zip, the network as -F model=@…."
         )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import zipfile
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from app.dashboard.pages import FOLDER
 from app.domain.preprocess import Color, Preprocess, decoded, row_from_image
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -73,3 +76,15 @@ EXAMPLE = ["digits.onnx", "digits.torchscript.pt", "digits.pt2", "calibration.zi
 @pytest.mark.parametrize("name", EXAMPLE)
 def test_the_example_is_small_enough_for_the_repository(name):
     assert 1_000 < (DIGITS / name).stat().st_size < 100_000
+
+
+def test_the_dashboard_brings_the_same_example():
+    bundled = FOLDER / "example"
+    about = json.loads((bundled / "example.json").read_text())
+    originals = {about["model"]: DIGITS, about["calibration"]: DIGITS, about["labels"]: DIGITS}
+    originals |= dict.fromkeys(about["images"], DIGITS / "test")
+
+    assert {path.name for path in bundled.iterdir()} == {*originals, "example.json"}
+    for name, folder in originals.items():
+        assert (bundled / name).read_bytes() == (folder / name).read_bytes()
+    assert about["model_id"] == f"sha256:{hashlib.sha256((bundled / about['model']).read_bytes()).hexdigest()}"

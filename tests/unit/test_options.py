@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.options import build_options
+from app.api.openapi import JOB_FORM
+from app.api.options import OptionsSchema, build_options
 from app.domain.builds import Builder, BuildOptions, Int8Method, Precision, Ranging
 from app.domain.errors import InvalidOption
 
@@ -73,3 +74,14 @@ def test_no_tactic_source_at_all_is_told_apart_from_the_default(text, sources):
 def test_a_value_that_cannot_be_is_refused_by_name(name, value):
     with pytest.raises(InvalidOption, match=name):
         build_options({name: value})
+
+
+def test_the_form_of_the_api_document_describes_every_option() -> None:
+    properties = JOB_FORM["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    options = {name: properties[name] for name in OptionsSchema.model_fields}
+
+    assert [name for name, option in options.items() if len(option.get("description", "")) < 15] == []
+    assert options["precision"]["enum"] == ["fp32", "fp16", "int8", "auto"]
+    assert (options["simplify"]["type"], options["simplify"]["default"]) == ("boolean", True)
+    assert (options["opset"]["type"], options["opset"]["minimum"]) == ("integer", 9)
+    assert options["input_shapes"]["type"] == "string"
