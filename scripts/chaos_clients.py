@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import httpx
@@ -18,6 +19,7 @@ from tests.service import Service
 
 ROW = 64
 NAMES = 6
+BACKLOG_S = 6.0
 # What a request may be refused with while the service is hurt; all else is a fault of the service.
 REFUSALS = {
     503: {"engine_unloadable", "engine_stale", "engine_damaged", "disk_full", "storage_busy", "storage_unwritable",
@@ -115,10 +117,19 @@ class Clients:
             if answer.status_code in (200, 202):
                 self.ledger.accepted[answer.json()["id"]] = (name, factor)
                 self.ledger.count("jobs accepted")
+                self._await_end(answer.json()["id"])
                 break
             self._judge("POST /jobs", answer)
             time.sleep(0.3)
-        time.sleep(chance.uniform(0, 1.5))
+
+    def _await_end(self, job: str) -> None:
+        """Hold back until the job has ended, or a while has passed: the backlog stays short."""
+        end = time.monotonic() + BACKLOG_S
+        while time.monotonic() < end and not self._stop.is_set():
+            with suppress(httpx.HTTPError), self._service.client() as client:
+                if client.get(f"/jobs/{job}").json().get("finished_at"):
+                    return
+            time.sleep(0.2)
 
     def _infer(self, chance: random.Random) -> None:
         name, rows = f"net{chance.randrange(NAMES)}", chance.randrange(1, 5)

@@ -12,8 +12,8 @@ from tests.service import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from chaos import run, small_disk  # noqa: E402
-from chaos_clients import Clients, Ledger  # noqa: E402
+from chaos import run, small_disk
+from chaos_clients import Clients, Ledger
 
 
 def test_nothing_accepted_is_lost_and_nothing_wrong_is_answered(tmp_path: Path) -> None:
