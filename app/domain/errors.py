@@ -200,6 +200,11 @@ class QueueFull(Unavailable):
     title = "Too many requests wait for this engine"
 
 
+class DeadlineExceeded(Unavailable):
+    code = "deadline_exceeded"
+    title = "The request's own time limit has passed"
+
+
 class EngineTooLarge(Unavailable):
     code = "engine_too_large"
     title = "There is no room in memory for the engine"
