@@ -178,8 +178,11 @@ class _Sessions:
         self._sessions.clear()
 
     def _drop_unused(self) -> None:
-        for threads in [threads for threads in self._sessions if not self._users[threads]]:
+        unused = [threads for threads in self._sessions if not self._users[threads]]
+        for threads in unused:
             del self._sessions[threads]
+        if unused:
+            _trim_heap()
 
 
 class _Engine(LoadedEngine):

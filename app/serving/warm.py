@@ -62,6 +62,8 @@ class WarmEngine:
         except BaseException:
             await _closed(engine, opened, keeper)
             raise
+        if tuning:
+            _tell(tuning, wide)
         batcher = MicroBatcher(
             [context for context in opened if context is not wide],
             rows_max=rows_limit(signature) if tuning is None or tuning.joining_pays else 1,
@@ -149,6 +151,15 @@ async def _tuned(thread: ContextThread, signature: Signature) -> Tuning | None:
         )
     except ServiceError:
         return None
+
+
+def _tell(tuning: Tuning, wide: ContextThread | None) -> None:
+    fields = {
+        "row_ms": round(tuning.pace.seconds(1) * 1e3, 3),
+        "joins": tuning.joining_pays,
+        "lone_runs_wide": wide is not None,
+    }
+    log.info("engine tuned", extra=fields)
 
 
 async def _wide(
