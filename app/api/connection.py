@@ -83,6 +83,7 @@ class Connection(asyncio.BufferedProtocol):
         self._ahead = b""  # came behind it
         self._is_paused = False
         self._is_full = False  # the client does not take its answers
+        self._is_held = False  # its next request waits until it does
         self._has_served = False  # the last request was answered here
         self._seen_s = loop.time()
 
@@ -104,7 +105,7 @@ class Connection(asyncio.BufferedProtocol):
         exchange = self._exchange
         if exchange is not None and exchange.room is not None:
             exchange.filled(nbytes)
-        elif exchange is not None:
+        elif exchange is not None or self._is_held:
             self._keep(bytes(self.front.view[:nbytes]))
         else:
             self._take(self.front.read, nbytes)
@@ -127,7 +128,7 @@ class Connection(asyncio.BufferedProtocol):
         self._uvicorn.resume_writing()
         if self._exchange is not None:
             self._exchange.drained()
-        else:
+        elif self._is_held:
             self._go_on()
 
     def shutdown(self) -> None:
@@ -164,7 +165,9 @@ class Connection(asyncio.BufferedProtocol):
         self.state.total_requests += 1
         if not keeps_alive or self.is_closing:
             self.transport.close()
-        elif not self._is_full:
+        elif self._is_full:
+            self._is_held = True
+        else:
             self._go_on()
 
     def pause(self) -> None:
@@ -186,7 +189,8 @@ class Connection(asyncio.BufferedProtocol):
         elif not self._uvicorn.is_at_rest:
             is_over = self._uvicorn.waits_for_client and quiet_s > self.front.stalled_s
         else:
-            is_over = quiet_s > (self.config.timeout_keep_alive if self._has_served else self.front.stalled_s)
+            is_idle = self._has_served and not self._is_held
+            is_over = quiet_s > (self.config.timeout_keep_alive if is_idle else self.front.stalled_s)
         if is_over:
             self.transport.close()
 
@@ -215,6 +219,7 @@ class Connection(asyncio.BufferedProtocol):
     def _go_on(self) -> None:
         """Begin with what came during the exchange before."""
         ahead, self._ahead = self._ahead, b""
+        self._is_held = False
         self.resume()
         if ahead and not self.transport.is_closing():
             self._take(ahead, len(ahead))

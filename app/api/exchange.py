@@ -181,6 +181,8 @@ class Exchange:
             self._connection.front.default_lines(self._connection.state.default_headers),
         ]
         for name, value in start["headers"]:
+            if b"\n" in value or b"\r" in value:
+                raise RuntimeError("A header's value has more than one line.")
             lines += (name, b": ", value, b"\r\n")
             if name == b"content-length":
                 self._has_length = True

@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from app.api.heads import Head, Plan, parsed
 
 LARGE = 3 * EAGER_BYTES
 LONG_S = 30
+FLOOD = 8 << 20
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -29,6 +31,13 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     if kind == "silent":
         return
     seen = 0
+    if kind == "split":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-name", b"a\r\nx-other: b")]})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    if kind == "flood":
+        await flood(send, await scope[BODY]())
+        return
     if kind == "whole":
         seen = len(await scope[BODY]())
     elif kind == "received":
@@ -46,6 +55,12 @@ async def receive_after(receive: Receive, send: Send, seen: int) -> Message:
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"10")]})
     await send({"type": "http.response.body", "body": b"%010d" % seen})
     return await receive()
+
+
+async def flood(send: Send, body: memoryview) -> None:
+    """The body's first byte, as often as no socket can hold."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % FLOOD)]})
+    await send({"type": "http.response.body", "body": bytes(body[:1]) * FLOOD})
 
 
 def planner(head: Head) -> Plan:
@@ -101,7 +116,7 @@ def test_an_answer_of_unannounced_length_ends_with_the_connection(connection, si
     assert asked(connection, "endless", size) == b"0" * 10
 
 
-@pytest.mark.parametrize("kind", ["fail", "silent"])
+@pytest.mark.parametrize("kind", ["fail", "silent", "split"])
 def test_an_application_that_does_not_answer_ends_the_connection(connection, kind, caplog):
     connection.request("POST", f"/infer/{kind}", b"x")
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
@@ -116,6 +131,19 @@ def test_leave_to_send_a_body_is_not_given_when_nobody_wants_it(port):
 
     assert lines[0] == b"HTTP/1.1 200 OK"
     assert b"connection: close" in lines
+
+
+def test_requests_of_a_client_that_does_not_take_its_answers_wait_and_keep_their_order(port):
+    letters = b"abcdefgh"
+    with socket.create_connection(("127.0.0.1", port), LONG_S) as client:
+        for letter in letters:  # one after another, so that some come while an answer is stuck
+            client.sendall(b"POST /infer/flood HTTP/1.1\r\nContent-Length: 1\r\n\r\n" + bytes([letter]))
+            time.sleep(0.02)
+        with client.makefile("rb") as answers:
+            for letter in letters:
+                while answers.readline().strip():
+                    pass
+                assert answers.read(FLOOD) == bytes([letter]) * FLOOD
 
 
 HEAD = b"POST /infer/net HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n"
