@@ -14,10 +14,9 @@ from app.api import v2_tensors
 from app.api.responses import Piece, json_bytes, raw
 from app.domain.builds import EngineRecord
 from app.domain.errors import FeatureUnsupported, InvalidRequest, TensorRejected
-from app.domain.tensors import DType, Shape, Signature, Tensor, Tensors, TensorSpec, described
+from app.domain.tensors import DType, Signature, Tensor, Tensors, TensorSpec, described
 
 JSON_BYTES_MAX = 64 << 20  # as Triton's: JSON takes many times its size once parsed
-_REPEATED_BYTES_MAX = 1 << 14  # of a header that is kept for the next request
 _NAME_MAX = 1000  # characters; names are repeated in messages
 # What the protocol gives a meaning; the others are the client's own and come back with the answer.
 _RESERVED = {"binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"}
@@ -70,42 +69,15 @@ def decoded(body: memoryview, header_bytes: int | None, signature: Signature) ->
         tensor = v2_tensors.from_raw_body(body, signature)
         every = [WantedOutput(spec, True, 0) for spec in signature.outputs]
         return InferRequest({signature.inputs[0].name: tensor}, [], every)
-    return _read(body, header_bytes, signature)[0]
-
-
-class Reader:
-    """Reads the requests of a client that sends the same JSON header each time: it is parsed and checked once."""
-
-    def __init__(self) -> None:
-        self._header = b""
-        self._body_bytes = 0
-        self._signature: Signature | None = None
-        self._request: InferRequest | None = None
-        self._places: list[_Place] = []
-
-    def decoded(self, body: memoryview, header_bytes: int | None, signature: Signature) -> InferRequest:
-        """As the function `decoded`."""
-        if not header_bytes or header_bytes > _REPEATED_BYTES_MAX:
-            return decoded(body, header_bytes, signature)
-        if (
-            self._request is not None
-            and self._signature is signature
-            and self._body_bytes == len(body)
-            and self._header == body[:header_bytes]
-        ):
-            inputs = {place.spec.name: place.tensor(body) for place in self._places}
-            return _with(self._request, inputs)
-        request, places = _read(body, header_bytes, signature)
-        if places is not None:
-            self._header, self._body_bytes = bytes(body[:header_bytes]), len(body)
-            # Without the tensors, which would keep the body in memory.
-            self._signature, self._request, self._places = signature, _with(request, {}), places
-        return request
-
-
-def _with(request: InferRequest, inputs: Tensors) -> InferRequest:
-    """The request with other tensors; `dataclasses.replace` takes three times as long."""
-    return InferRequest(inputs, request.images, request.outputs, request.id, request.timeout_s, request.parameters)
+    header = _header(body, header_bytes)
+    parameters = _parameters(header, "request")
+    id_ = header.get("id")
+    if id_ is not None and not isinstance(id_, str):
+        raise _malformed("the id is not a string")
+    outputs = _wanted(header, _flag(parameters, "binary_data_output", False), signature)
+    inputs, images = _inputs(header, _Blobs(body[header_bytes:] if header_bytes else body[:0]), signature)
+    own = {name: value for name, value in parameters.items() if name not in _RESERVED}
+    return InferRequest(inputs, images, outputs, id_, _timeout_s(parameters), own)
 
 
 def encoded(request: InferRequest, record: EngineRecord, outputs: Tensors) -> tuple[bytes, int | None]:
@@ -114,12 +86,12 @@ def encoded(request: InferRequest, record: EngineRecord, outputs: Tensors) -> tu
     Returns:
         The body, and the length of its JSON header; None when all of it is JSON.
     """
-    pieces, header_bytes = encoded_pieces(request, record, outputs)
-    return b"".join(pieces), header_bytes
+    pieces, size = encoded_pieces(request, record, outputs)
+    return b"".join(pieces), size
 
 
 def encoded_pieces(request: InferRequest, record: EngineRecord, outputs: Tensors) -> tuple[list[Piece], int | None]:
-    """Write the answer as `encoded` does, its binary tensors as they lie in memory."""
+    """As `encoded`, with the binary tensors as they lie in memory."""
     header: dict[str, Any] = {"model_name": record.name, "model_version": str(record.version)}
     if request.id:
         header["id"] = request.id
@@ -130,76 +102,16 @@ def encoded_pieces(request: InferRequest, record: EngineRecord, outputs: Tensors
         entry, blob = _output(wanted, outputs[wanted.spec.name], record)
         entries.append(entry)
         if blob is not None:
-            blobs.append(blob)
+            blobs.append(blob if isinstance(blob, memoryview) else raw(blob))
     header["outputs"] = entries
     text = json_bytes(header)
-    return ([text, *blobs], len(text)) if blobs else ([text], None)
-
-
-class Writer:
-    """Writes the answers to requests that want the same each time: their JSON header is made once."""
-
-    def __init__(self) -> None:
-        self._form: tuple[Any, ...] = ()
-        self._text = b""
-
-    def pieces(self, request: InferRequest, record: EngineRecord, outputs: Tensors) -> tuple[list[Piece], int | None]:
-        """As `encoded_pieces`."""
-        shapes = [outputs[wanted.spec.name].shape for wanted in request.outputs]
-        form = (record.name, record.version, request.outputs, shapes)
-        if form == self._form and not request.id and not request.parameters:
-            return [self._text, *(raw(outputs[wanted.spec.name]) for wanted in request.outputs)], len(self._text)
-        pieces, header_bytes = encoded_pieces(request, record, outputs)
-        is_bare = all(wanted.is_binary and not wanted.classes for wanted in request.outputs)
-        if is_bare and header_bytes and not request.id and not request.parameters:
-            self._form, self._text = form, bytes(pieces[0])
-        return pieces, header_bytes
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor lies in the body."""
-
-    spec: TensorSpec
-    shape: Shape
-    start: int
-    end: int
-
-    def tensor(self, body: memoryview) -> Tensor:
-        return v2_tensors.from_bytes(body[self.start : self.end], self.spec, self.shape)
-
-
-def _read(body: memoryview, header_bytes: int | None, signature: Signature) -> tuple[InferRequest, list[_Place] | None]:
-    """The request, and where its tensors lie; None where they do not all lie in the binary part."""
-    header = _header(body, header_bytes)
-    parameters = _parameters(header, "request")
-    id_ = header.get("id")
-    if id_ is not None and not isinstance(id_, str):
-        raise _malformed("the id is not a string")
-    outputs = _wanted(header, _flag(parameters, "binary_data_output", False), signature)
-    blobs = _Blobs(body[header_bytes:] if header_bytes else body[:0])
-    inputs, images = _inputs(header, blobs, signature)
-    own = {name: value for name, value in parameters.items() if name not in _RESERVED}
-    request = InferRequest(inputs, images, outputs, id_, _timeout_s(parameters), own)
-    return request, _places(inputs, blobs, signature, len(body)) if not images else None
-
-
-def _places(inputs: Tensors, blobs: _Blobs, signature: Signature, body_bytes: int) -> list[_Place] | None:
-    if set(blobs.taken) != set(inputs):
-        return None
-    offset = body_bytes - sum(blobs.taken.values())
-    places = []
-    for name, size in blobs.taken.items():
-        places.append(_Place(signature.input(name), inputs[name].shape, offset, offset + size))
-        offset += size
-    return places
+    return [text, *blobs], len(text) if blobs else None
 
 
 class _Blobs:
     """The binary part of a body, handed out from its start."""
 
     def __init__(self, data: memoryview) -> None:
-        self.taken: dict[str, int] = {}  # bytes by input, in their order
         self._data = data
 
     def take(self, size: int, name: str) -> memoryview:
@@ -210,7 +122,6 @@ class _Blobs:
                 " as Inference-Header-Content-Length.",
             )
         taken, self._data = self._data[:size], self._data[size:]
-        self.taken[name] = size
         return taken
 
     def check_empty(self) -> None:
@@ -271,9 +182,7 @@ def _count(parameters: Mapping[str, Any], name: str) -> int | None:
 
 
 def _timeout_s(parameters: Mapping[str, Any]) -> float | None:
-    """The parameter `timeout`, in microseconds as Triton has it; 0 is none."""
-    timeout_us = _count(parameters, "timeout")
-    return timeout_us / 1e6 if timeout_us else None
+    return (_count(parameters, "timeout") or 0) / 1e6 or None  # it is in microseconds, as Triton's; 0 is none
 
 
 def _entries(header: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
@@ -368,16 +277,16 @@ def _wanted_output(name: str, entry: dict[str, Any], binary_by_default: bool, si
 def _output(wanted: WantedOutput, tensor: Tensor, record: EngineRecord) -> tuple[dict[str, Any], Any]:
     """An output's entry in the header, and its binary data; None where the entry holds the data."""
     datatype, shape = v2_tensors.DATATYPES[wanted.spec.dtype], tensor.shape
-    data: Any = raw(tensor) if wanted.is_binary else np.ascontiguousarray(tensor).reshape(-1)
+    data: Any = np.ascontiguousarray(tensor).reshape(-1)
     if wanted.classes:
         by_row = record.built.signature.rows_max > 1
         shape, data = v2_tensors.classified(tensor, wanted.classes, record.built.labels, by_row=by_row)
         datatype = v2_tensors.BYTES
         if wanted.is_binary:
-            data = v2_tensors.bytes_tensor(data)
+            data = memoryview(v2_tensors.bytes_tensor(data))
     entry: dict[str, Any] = {"name": wanted.spec.name, "datatype": datatype, "shape": list(shape)}
     if wanted.is_binary:
-        entry["parameters"] = {"binary_data_size": len(data)}
+        entry["parameters"] = {"binary_data_size": data.nbytes}
         return entry, data
     # Without parameters: the C++ client takes them for a promise of binary data.
     entry["data"] = data

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fastapi import Response
 from starlette.concurrency import run_in_threadpool
 
-from app.api import v2_body, v2_codec
+from app.api import v2_body, v2_codec, v2_repeated
 from app.api.problems import problem, status_of
 from app.api.responses import TensorResponse, add_server_timing
 from app.api.services import Services
@@ -31,8 +31,8 @@ class Asked:
     coding: str = "identity"  # of the body
     wanted_coding: str | None = None  # of the answer
     is_timed: bool = False  # the answer is to tell its times
-    reader: v2_codec.Reader = field(default_factory=v2_codec.Reader, compare=False)
-    writer: v2_codec.Writer = field(default_factory=v2_codec.Writer, compare=False)
+    reader: v2_repeated.Reader = field(default_factory=v2_repeated.Reader, compare=False)
+    writer: v2_repeated.Writer = field(default_factory=v2_repeated.Writer, compare=False)
 
 
 def asked(ref: str, headers: Mapping[str, str]) -> Asked:

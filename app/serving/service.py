@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from app.domain.builds import EngineRecord, parsed_ref
+from app.domain.builds import EngineRecord
 from app.domain.errors import (
     DeadlineExceeded,
     ImageRejected,
@@ -28,6 +28,7 @@ from app.domain.preprocess import Preprocess, row_from_image
 from app.domain.tensors import ANY, Shape, Signature, Tensor, Tensors, check_inputs, described
 from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
 from app.serving.batcher import Run, rows_limit
+from app.serving.lookups import Lookups
 from app.serving.pool import EnginePool
 from app.serving.seats import WarmState
 from app.serving.statistics import Statistics
@@ -56,15 +57,11 @@ class InferenceService:
                 keeps the database out of the path of a busy engine.
         """
         self.statistics = Statistics()
-        self._find = find
         self._pool = pool
-        self._clock = clock
-        self._found_for_s = found_for_s
-        self._found: dict[str, tuple[EngineRecord, float]] = {}  # by reference, with its time
-        self._looking: dict[str, asyncio.Task[EngineRecord]] = {}  # look-ups under way, by reference
         self._passed: dict[str, tuple[str, list[tuple[str, Any, Shape]]]] = {}  # by engine: the last form checked
         self._withdrawn: set[str] = set()  # name:version, unloaded by name and not used since
         self._workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="infer-worker")
+        self._lookups = Lookups(find, self._workers, clock=clock, found_for_s=found_for_s)
         self._is_closed = False
 
     async def find(self, ref: str) -> EngineRecord:
@@ -78,18 +75,11 @@ class InferenceService:
         """
         if self._is_closed:
             raise ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")
-        found = self._found.get(ref)
-        age_s = self._clock() - found[1] if found else 0.0
-        if found and age_s < self._found_for_s:
-            if age_s > self._found_for_s / 2 and ref not in self._looking:
-                self._look_up(ref)  # so that a busy engine's requests never wait for it
-            return found[0]
-        # Shielded: the others that wait for the same look-up are not harmed when this one is cancelled.
-        return await asyncio.shield(self._looking.get(ref) or self._look_up(ref))
+        return await self._lookups.find(ref)
 
     def has_found(self, ref: str) -> bool:
         """Whether the engine has been asked for since it was last published or changed."""
-        return ref in self._found
+        return self._lookups.has(ref)
 
     async def infer(self, ref: str, inputs: Mapping[str, Tensor], *, timeout_s: float | None = None) -> Answer:
         """Run an engine on tensors.
@@ -163,10 +153,7 @@ class InferenceService:
     def forget(self, ref: str) -> None:
         """Look the engine up anew at its next request: it was published, deleted or changed."""
         name = ref.partition(":")[0]
-        for known in [*self._found, *self._looking]:
-            if known.partition(":")[0] == name:
-                self._found.pop(known, None)
-                self._looking.pop(known, None)
+        self._lookups.forget(name)
         for ref in [ref for ref in self._passed if ref.partition(":")[0] == name]:
             del self._passed[ref]
 
@@ -189,29 +176,6 @@ class InferenceService:
         self._is_closed = True
         await self._pool.close()
         self._workers.shutdown(wait=True)
-
-    def _look_up(self, ref: str) -> asyncio.Task[EngineRecord]:
-        """Begin to look the engine up; one look-up at a time for each reference."""
-        task = self._looking[ref] = asyncio.create_task(self._looked_up(ref))
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # perhaps nobody waits for it
-        return task
-
-    async def _looked_up(self, ref: str) -> EngineRecord:
-        asked_s = self._clock()
-        me = asyncio.current_task()
-        try:
-            record = await asyncio.get_running_loop().run_in_executor(self._workers, self._find, *parsed_ref(ref))
-        except BaseException:
-            if self._looking.get(ref) is me:
-                self._found.pop(ref, None)
-            raise
-        else:
-            if self._looking.get(ref) is me:  # else it was forgotten meanwhile: what was found may be the old one
-                self._found[ref] = (record, asked_s)
-            return record
-        finally:
-            if self._looking.get(ref) is me:
-                del self._looking[ref]
 
     def _checked(self, inputs: Mapping[str, Tensor], record: EngineRecord) -> Tensors:
         """The inputs as an engine wants them: every name, right dtypes and shapes, C-contiguous."""

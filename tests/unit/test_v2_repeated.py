@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.api import v2_codec
+from app.api import v2_codec, v2_repeated
 from app.domain.errors import InvalidRequest, TensorRejected
 from app.domain.tensors import ANY, DType, Signature, TensorSpec
 from tests.fakes import engine_record
@@ -38,7 +38,7 @@ def numbers(seed: int, rows: int = 1) -> np.ndarray:
     "more", [{}, {"id": "a"}, {"parameters": {"binary_data_output": True, "own": 3, "timeout": 5000}}]
 )
 def test_what_is_read_again_is_what_was_sent_again(more):
-    reader = v2_codec.Reader()
+    reader = v2_repeated.Reader()
     for seed in range(4):
         sent = body(numbers(seed), **more)
 
@@ -50,7 +50,7 @@ def test_what_is_read_again_is_what_was_sent_again(more):
 
 
 def test_another_header_another_length_and_another_engine_are_noticed():
-    reader = v2_codec.Reader()
+    reader = v2_repeated.Reader()
     reader.decoded(*body(numbers(1)), SIGNATURE)
 
     assert reader.decoded(*body(numbers(2, rows=3)), SIGNATURE).inputs["x"].shape == (3, 2)
@@ -64,7 +64,7 @@ def test_another_header_another_length_and_another_engine_are_noticed():
 
 
 def test_values_are_checked_anew_where_not_every_byte_is_one():
-    reader, of = v2_codec.Reader(), signature(DType.BOOL)
+    reader, of = v2_repeated.Reader(), signature(DType.BOOL)
     sent, header_bytes = body(numbers(1))
     header = bytes(sent[:header_bytes]).replace(b'"FP32"', b'"BOOL"').replace(b": 8}", b": 2}")
     reader.decoded(memoryview(header + b"\0\1"), len(header), of)
@@ -74,7 +74,7 @@ def test_values_are_checked_anew_where_not_every_byte_is_one():
 
 
 def test_a_request_that_is_over_is_not_kept_in_memory():
-    reader = v2_codec.Reader()
+    reader = v2_repeated.Reader()
     sent, header_bytes = body(numbers(1))
     buffer = np.frombuffer(sent, np.uint8).copy()
     gone = weakref.ref(buffer)
@@ -87,7 +87,7 @@ def test_a_request_that_is_over_is_not_kept_in_memory():
 
 
 def test_an_answer_of_the_same_form_is_written_as_the_first_was():
-    writer, record = v2_codec.Writer(), engine_record(version=3, signature=SIGNATURE)
+    writer, record = v2_repeated.Writer(), engine_record(version=3, signature=SIGNATURE)
     for seed, rows, more in ((1, 1, {}), (2, 1, {}), (3, 2, {}), (4, 1, {"id": "c"}), (5, 1, {}), (6, 1, {"id": "d"})):
         request = v2_codec.decoded(*body(numbers(seed, rows), **more), SIGNATURE)
         outputs = {"y": numbers(seed, rows)}

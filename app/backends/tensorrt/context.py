@@ -76,17 +76,15 @@ class TensorRTContext(Context):
             raise
 
     def run(self, inputs: Tensors) -> Tensors:
-        if any(tensor.size == 0 for tensor in inputs.values()):
-            nothing = self._answer_to_no_rows(inputs)
-            if nothing is not None:
-                return nothing
-        (answer,) = self._guarded([inputs], [ALL])
-        return answer
+        is_empty = any(tensor.size == 0 for tensor in inputs.values())
+        if is_empty and (nothing := self._answer_to_no_rows(inputs)) is not None:
+            return nothing
+        return self._guarded([inputs], [ALL])[0]
 
     def run_joined(self, parts: Sequence[Tensors], rows: Sequence[int]) -> list[Tensors]:
         if len(parts) == 1 or any(tensor.size == 0 for part in parts for tensor in part.values()):
             return super().run_joined(parts, rows)
-        ends = list(accumulate(rows))
+        ends = accumulate(rows)
         return self._guarded(parts, [slice(end - length, end) for end, length in zip(ends, rows, strict=True)])
 
     def close(self) -> None:
@@ -115,21 +113,19 @@ class TensorRTContext(Context):
 
     def _key(self, parts: Sequence[Tensors], rows: int | None) -> Key:
         """The shapes of a run of so many rows; None: of the only part's."""
-        shapes = [parts[0][spec.name].shape for spec in self._signature.inputs]
-        if rows is None:
-            return tuple(shapes)
-        joint = tuple((rows, *shape[1:]) for shape in shapes)
+        joint = tuple(parts[0][spec.name].shape for spec in self._signature.inputs)
+        joint = joint if rows is None else tuple((rows, *shape[1:]) for shape in joint)
         for spec, shape in zip(self._signature.inputs, joint, strict=True):
             allowed = self._signature.ranges.get(spec.name)
-            if not spec.fits(shape) or not (allowed is None or allowed.holds(shape)):
+            if not spec.fits(shape) or (allowed is not None and not allowed.holds(shape)):
                 raise ExecutionFailed(f"{rows} rows of {spec.name!r} are outside the engine's profile.", hint=_AGAIN)
         return joint
 
     def _answered(self, key: Key, parts: Sequence[Tensors], places: Sequence[slice]) -> list[Tensors]:
         assert self._layouts is not None
         layout = self._layouts.get(key) or self._laid_out(key, self._layouts)
-        for port in layout.inputs:
-            for part, place in zip(parts, places, strict=True):
+        for part, place in zip(parts, places, strict=True):
+            for port in layout.inputs:
                 port.put(part[port.spec.name], place)
         with self._cuda.scratch.leased(self._scratch_bytes, self._block) as block:
             self._execute(key, layout, block)
