@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
+    stalled_s: float = Field(
+        30, gt=0, description="Seconds of silence after which a client that owes the rest of a request is disconnected."
+    )
     min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")
     max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")
     max_calibration_mib: int = Field(8192, ge=1, description="Largest unpacked size of a calibration archive, in MiB.")
@@ -76,7 +79,9 @@ class Settings(BaseSettings):
     keep_alive_s: float = Field(
         1800, ge=0, description="Seconds that an unused engine stays warm; 0: until the room is needed."
     )
-    contexts: int = Field(2, ge=1, le=64, description="Contexts (parallel runs) of each warm engine.")
+    contexts: int = Field(
+        0, ge=0, le=64, description="Contexts (parallel runs) of each warm engine; 0: what its backend is best with."
+    )
     batch_rows_max: int = Field(
         32, ge=1, description="Most rows joined into one run, when the build set no max_shapes."
     )

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from app.backends.base import Context
 from app.domain.builds import Accuracy, BuildOptions, BuiltEngine, Digest, EngineRecord, Facts, Latency
 from app.domain.errors import ExecutionFailed
 from app.domain.preprocess import Preprocess
@@ -81,7 +82,10 @@ class FakeEngine:
         self.opened: list[FakeContext] = []
         self.is_closed = False
 
-    def open_context(self) -> FakeContext:
+    is_on_cpu = False
+    parallel_runs = 2
+
+    def open_context(self, at_once: int | None = None) -> FakeContext:
         if len(self.opened) == self.contexts_max:
             raise RuntimeError("no more contexts")
         self.opened.append(FakeContext(self))
@@ -93,15 +97,17 @@ class FakeEngine:
         self.is_closed = True
 
 
-class FakeContext:
+class FakeContext(Context):
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
         self.thread = threading.get_ident()
         self.touched_by = {self.thread}
+        self.runs = 0
         self.is_closed = False
 
     def run(self, inputs: Tensors) -> Tensors:
         self.touched_by.add(threading.get_ident())
+        self.runs += 1
         assert not self.is_closed, "a closed context was used"
         if self.engine.gate is not None:
             self.engine.gate.enter(len(inputs["x"]))

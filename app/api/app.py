@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 
@@ -12,9 +13,13 @@ from app import __version__
 from app.api import calibrations, device, engines, infer, jobs, models, previews, problems, upkeep, v2
 from app.api.events import Changes
 from app.api.services import Services
+from app.api.shortcut import Shortcut
 
 DESCRIPTION = """Turns uploaded networks into engines on the device they will run on, proves them against their
 source, and serves them warm. Errors are RFC 9457 problems with `code`, `detail` and `hint`."""
+
+# FastAPI's own would look for a provider at each request; older versions ignore it.
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(services: Services) -> FastAPI:
@@ -28,10 +33,13 @@ def create_app(services: Services) -> FastAPI:
         app.state.changes.close()
         await services.inference.close()
 
-    app = FastAPI(title="jetforge", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="jetforge", version=__version__, description=DESCRIPTION, lifespan=lifespan, telemetry=NO_TELEMETRY
+    )
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     problems.install(app)
+    app.add_middleware(Shortcut)  # added first, so innermost: the others see what it answers
     for part in (jobs, models, calibrations, previews, engines, infer, device, upkeep, v2):
         app.include_router(part.router)
     return app

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
-from dataclasses import asdict
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,9 +14,10 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi, tensors
-from app.api.multipart import Sink, body_too_large, media_type, read_body, read_multipart
-from app.api.responses import json_response
-from app.api.services import Wired
+from app.api.multipart import Sink, body_too_large, media_type, read_multipart
+from app.api.responses import TensorResponse, add_server_timing, json_response, raw
+from app.api.services import Services, Wired
+from app.api.v2_body import read_aligned
 from app.domain.errors import InvalidRequest, MediaTypeUnsupported
 from app.domain.tensors import Signature, Tensors
 from app.serving.service import Answer, top_k
@@ -23,6 +27,22 @@ router = APIRouter(tags=["inference"])
 IMAGES = {"image/jpeg", "image/png", "image/bmp", "image/webp"}
 JSON, NPY, NPZ, RAW = "application/json", "application/x-npy", "application/x-npz", "application/octet-stream"
 FORM = "multipart/form-data"
+OFF_LOOP_BYTES = 1 << 16  # JSON of more bytes than this is read on a thread
+TIMEOUT = "x-timeout-ms"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request's head says."""
+
+    ref: str
+    kind: str  # the body's media type, a known one
+    accept: str = ""
+    top: int = 5
+    outputs: bool | None = None  # in a JSON answer; None: where nothing else tells what came out
+    shape: str | None = None  # of an octet-stream body
+    timeout_s: float | None = None  # for the answer; None: as long as it takes
+    is_timed: bool = False  # the answer is to tell its times
 
 
 @router.post("/infer/{ref}", openapi_extra=openapi.INFER_BODY)
@@ -36,41 +56,76 @@ async def infer(
 ) -> Response:
     """Run an engine, loading it first when it is cold. `ref` is `name` (newest version) or `name:version`.
 
-    Images (one as the raw body, several as multipart parts) go through the engine's own preprocessing recipe.
+    Images (one as the raw body, several as multipart parts) go through the engine's own preprocessing recipe. With
+    the header `X-Timeout-Ms` the answer comes within so many milliseconds, or is 503; with `X-Server-Timing` it tells
+    where its time went.
     """
-    kind = media_type(request)
-    _refuse_unknown(kind)
-    engine = await wired.inference.find(ref)  # before the body is read: it may be large, and the name wrong
+    head = asked(ref, media_type(request), request.headers, top, outputs, shape)
+    await wired.inference.find(ref)  # before the body is read: it may be large, and the name wrong
     limit_bytes = wired.settings.max_body_mib << 20
-    is_image = kind in IMAGES or kind == FORM
-    if is_image:
-        images = await _images(request, limit_bytes) if kind == FORM else [await read_body(request, limit_bytes)]
-        answer = await wired.inference.infer_images(ref, images)
-    else:
-        body = await read_body(request, limit_bytes)
-        inputs = await run_in_threadpool(_parsed, kind, body, engine.built.signature, shape, limit_bytes)
-        answer = await wired.inference.infer(ref, inputs)
-    return _response(request, answer, top, outputs, is_image)
+    if head.kind == FORM:
+        return await answered(wired, head, await _images(request, limit_bytes))
+    return await answered(wired, head, [await read_aligned(request, limit_bytes, 0)])
 
 
-def _refuse_unknown(kind: str) -> None:
+def asked(
+    ref: str, kind: str, headers: Mapping[str, str], top: int = 5, outputs: bool | None = None, shape: str | None = None
+) -> Asked:
+    """Read the head.
+
+    Raises:
+        MediaTypeUnsupported: nothing here reads such a body.
+        InvalidRequest: the time limit is no number.
+    """
     known = (*sorted(IMAGES), FORM, JSON, NPY, NPZ, RAW)
     if kind not in known:
         raise MediaTypeUnsupported(
             f"The content type is {kind[:80] or 'missing'}; {', '.join(known)} are read.",
             hint="With curl: -H 'Content-Type: image/png' --data-binary @image.png.",
         )
+    timeout_s = _timeout_s(headers.get(TIMEOUT))
+    return Asked(ref, kind, headers.get("accept", ""), top, outputs, shape, timeout_s, "x-server-timing" in headers)
 
 
-def _parsed(kind: str, body: bytes, signature: Signature, shape: str | None, limit_bytes: int) -> Tensors:
-    if kind == JSON:
-        return tensors.from_json(body, signature)
-    if kind == NPZ:
-        return tensors.from_npz(body, limit_bytes)
-    if kind == NPY:
+async def answered(wired: Services, head: Asked, bodies: list[memoryview]) -> Response:
+    """Run the engine on one body, or on several images, and write its answer."""
+    arrived_ns = time.perf_counter_ns()
+    input_ns = 0
+    if head.kind in IMAGES or head.kind == FORM:
+        answer = await wired.inference.infer_images(head.ref, bodies, timeout_s=head.timeout_s)
+    else:
+        record = await wired.inference.find(head.ref)
+        inputs = await _parsed(head, bodies[0], record.built.signature, wired.settings.max_body_mib << 20)
+        input_ns = time.perf_counter_ns() - arrived_ns
+        answer = await wired.inference.infer(record.ref, inputs, timeout_s=head.timeout_s)
+    answered_ns = time.perf_counter_ns()
+    response = _response(head, answer)
+    output_ns = time.perf_counter_ns() - answered_ns
+    wired.inference.statistics.add_coding(answer.engine.ref, input_ns=input_ns, output_ns=output_ns)
+    if head.is_timed:
+        add_server_timing(response, answer.timings_ms, decode_ms=input_ns / 1e6, encode_ms=output_ns / 1e6)
+    return response
+
+
+def _timeout_s(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,6})?", text) or float(text) == 0:
+        raise InvalidRequest(f"X-Timeout-Ms is {text[:40]!r}.", hint="Send a number of milliseconds above 0.")
+    return float(text) / 1e3
+
+
+async def _parsed(head: Asked, body: memoryview, signature: Signature, limit_bytes: int) -> Tensors:
+    if head.kind == NPY:
         return {tensors.only_input(signature).name: tensors.from_npy(body)}
-    wanted = tensors.parsed_shape(shape) if shape is not None else None
-    return {tensors.only_input(signature).name: tensors.from_raw(body, signature, wanted)}
+    if head.kind == RAW:
+        wanted = tensors.parsed_shape(head.shape) if head.shape is not None else None
+        return {tensors.only_input(signature).name: tensors.from_raw(body, signature, wanted)}
+    if head.kind == NPZ:
+        return await run_in_threadpool(tensors.from_npz, body, limit_bytes)
+    if len(body) > OFF_LOOP_BYTES:
+        return await run_in_threadpool(tensors.from_json, body, signature)
+    return tensors.from_json(body, signature)
 
 
 class _Part(bytearray):
@@ -78,7 +133,7 @@ class _Part(bytearray):
         self.extend(chunk)
 
 
-async def _images(request: Request, limit_bytes: int) -> list[bytes]:
+async def _images(request: Request, limit_bytes: int) -> list[memoryview]:
     """The image parts of a multipart body, in their order."""
     parts: list[_Part] = []
 
@@ -93,20 +148,20 @@ async def _images(request: Request, limit_bytes: int) -> list[bytes]:
     await read_multipart(request, open_part, limit_bytes, lambda: body_too_large(limit_bytes))
     if not parts:
         raise InvalidRequest("The multipart body has no image.", hint="-F image=@a.jpg, once for each image.")
-    return [bytes(part) for part in parts]
+    return [memoryview(part) for part in parts]
 
 
-def _response(request: Request, answer: Answer, top: int, outputs: bool | None, is_image: bool) -> Response:
-    accept = request.headers.get("accept", "")
-    if NPZ in accept:
-        return Response(tensors.to_npz(answer.outputs), media_type=NPZ, headers=_headers(answer))
-    if NPY in accept or RAW in accept:
-        return _single(answer, NPY if NPY in accept else RAW)
+def _response(head: Asked, answer: Answer) -> Response:
+    if NPZ in head.accept:
+        return TensorResponse([tensors.to_npz(answer.outputs)], NPZ, _headers(answer))
+    if NPY in head.accept or RAW in head.accept:
+        return _single(answer, NPY if NPY in head.accept else RAW)
+    is_image = head.kind in IMAGES or head.kind == FORM
     body: dict[str, Any] = {"engine": answer.engine.ref}
-    ranked = top_k(answer.outputs, answer.engine, top)
+    ranked = top_k(answer.outputs, answer.engine, head.top)
     if ranked is not None:
         body["predictions"] = [[asdict(item) for item in row] for row in ranked]
-    if outputs or (outputs is None and (ranked is None or not is_image)):
+    if head.outputs or (head.outputs is None and (ranked is None or not is_image)):
         body["outputs"] = tensors.to_json(answer.outputs)
     body["timings_ms"] = {name: round(ms, 3) for name, ms in answer.timings_ms.items()}
     return json_response(body)
@@ -123,10 +178,10 @@ def _single(answer: Answer, kind: str) -> Response:
         "X-Tensor-Dtype": output.dtype.name,
     }
     if kind == RAW:
-        return Response(output.tobytes(), media_type=RAW, headers=headers)
+        return TensorResponse([raw(output)], RAW, headers)
     file = io.BytesIO()
     np.save(file, output, allow_pickle=False)
-    return Response(file.getvalue(), media_type=NPY, headers=headers)
+    return TensorResponse([file.getvalue()], NPY, headers)
 
 
 def _headers(answer: Answer) -> dict[str, str]:

@@ -65,11 +65,17 @@ def problem_of(error: errors.ServiceError) -> Response:
     return problem(status_of(error), error.code, error.title, error.detail, error.hint, headers)
 
 
-async def _service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, errors.ServiceError)
+def answer_to(error: Exception, path: str) -> Response:
+    """The answer to a request that failed, whatever with; what is the service's own fault is written to the log."""
+    if not isinstance(error, errors.ServiceError):
+        return _defect(error, path)
     if status_of(error) == 500:
-        log.error("request failed", extra={"path": request.url.path, "code": error.code}, exc_info=error)
+        log.error("request failed", extra={"path": path, "code": error.code}, exc_info=error)
     return problem_of(error)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    return answer_to(error, request.url.path)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
@@ -106,8 +112,12 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
+    return _defect(error, request.url.path)
+
+
+def _defect(error: Exception, path: str) -> Response:
     incident = secrets.token_hex(4)
-    log.error("unexpected error", extra={"path": request.url.path, "incident": incident}, exc_info=error)
+    log.error("unexpected error", extra={"path": path, "incident": incident}, exc_info=error)
     return problem(
         500,
         "internal_error",

@@ -31,7 +31,7 @@ def only_input(signature: Signature) -> TensorSpec:
     return signature.inputs[0]
 
 
-def from_json(body: bytes, signature: Signature) -> Tensors:
+def from_json(body: bytes | memoryview, signature: Signature) -> Tensors:
     """`{"inputs": {name: nested lists, …}}`, or `{"inputs": nested lists}` for a single input.
 
     Raises:
@@ -124,7 +124,7 @@ def from_npy(body: bytes | memoryview, what: str = "The body") -> Tensor:
     return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
 
 
-def from_npz(body: bytes, limit_bytes: int) -> Tensors:
+def from_npz(body: bytes | memoryview, limit_bytes: int) -> Tensors:
     """Named arrays in numpy's .npz format; unpacks at most `limit_bytes`."""
     hint = "Write it with numpy.savez(file, input_name=array)."
     tensors: Tensors = {}
@@ -148,7 +148,7 @@ def from_npz(body: bytes, limit_bytes: int) -> Tensors:
     return tensors
 
 
-def from_raw(body: bytes, signature: Signature, shape: Shape | None) -> Tensor:
+def from_raw(body: bytes | memoryview, signature: Signature, shape: Shape | None) -> Tensor:
     """The bytes of the only input, C order, little-endian; `shape` may be left out when one axis at most is open."""
     spec = only_input(signature)
     item = spec.dtype.numpy.itemsize

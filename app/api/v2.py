@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 
 from app import __version__
-from app.api import v2_body, v2_codec, v2_describe, v2_repository
+from app.api import v2_body, v2_describe, v2_infer, v2_repository
 from app.api.multipart import read_body
-from app.api.problems import problem, status_of
 from app.api.responses import json_response
 from app.api.services import Services, services
 from app.api.v2_repository import EXTENSIONS, published
 from app.domain.builds import EngineRecord
-from app.domain.errors import FeatureUnsupported, InvalidRequest, ServiceError, Unavailable
-from app.domain.tensors import Signature
-from app.serving.service import Answer
+from app.domain.errors import FeatureUnsupported, InvalidRequest, ServiceError
 
-T = TypeVar("T")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 ORDER_BYTES_MAX = 1 << 20  # body of a repository request
-OFF_LOOP_BYTES = 1 << 16  # JSON, and anything compressed, of more bytes than this is handled on a thread
-STATUSES = {404: 404, 415: 501, 500: 500, 503: 503}  # the service's to the protocol's; all others are 400
-HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 class _Route(APIRoute):
@@ -43,15 +33,10 @@ class _Route(APIRoute):
             try:
                 return await handle(request)
             except ServiceError as error:
-                status = STATUSES.get(status_of(error), 400)
-                if status == 500:
+                response = v2_infer.refusal(error)
+                if response is None:
                     raise  # answered, and written to the log, with all others
-                headers = {}
-                if isinstance(error, FeatureUnsupported):
-                    headers["Accept-Encoding"] = v2_body.CODINGS
-                if isinstance(error, Unavailable):
-                    headers["Retry-After"] = str(error.retry_after_s)
-                return problem(status, error.code, error.title, error.detail, error.hint, headers)
+                return response
 
         return guarded
 
@@ -140,23 +125,10 @@ async def infer(request: Request) -> Response:
     Encoded images as a BYTES tensor of shape [n] or [n, 1] go through the engine's own recipe.
     """
     wired = services(request)
-    record = await wired.inference.find(_ref(request))
-    limit_bytes = wired.settings.max_body_mib << 20
-    header_bytes = v2_codec.header_length(request.headers.get(HEADER_LENGTH))
-    body = await v2_body.read_aligned(request, limit_bytes, header_bytes or 0)
-    arrived_ns = time.perf_counter_ns()
-    asked = await _decoded(request, body, header_bytes, record.built.signature, limit_bytes)
-    input_ns = time.perf_counter_ns() - arrived_ns
-    # By version: a newer one published in between may have another signature.
-    if asked.images:
-        answer = await wired.inference.infer_images(record.ref, asked.images)
-    else:
-        answer = await wired.inference.infer(record.ref, asked.inputs)
-    answered_ns = time.perf_counter_ns()
-    response = await _encoded(request, asked, answer)
-    output_ns = time.perf_counter_ns() - answered_ns
-    wired.inference.statistics.add_coding(record.ref, input_ns=input_ns, output_ns=output_ns)
-    return response
+    head = v2_infer.asked(_ref(request), request.headers)
+    await wired.inference.find(head.ref)  # before the body is read: it may be large, and the name wrong
+    body = await v2_body.read_aligned(request, wired.settings.max_body_mib << 20, head.header_bytes or 0)
+    return await v2_infer.answered(wired, head, body)
 
 
 @router.post("/repository/index")
@@ -221,41 +193,3 @@ async def _order(request: Request) -> dict[str, Any]:
     if not isinstance(order, dict):
         raise InvalidRequest("The body is not a JSON object.", hint="Send {} or nothing.")
     return order
-
-
-async def _decoded(
-    request: Request, body: memoryview, header_bytes: int | None, signature: Signature, limit_bytes: int
-) -> v2_codec.InferRequest:
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    is_plain = coding in ("identity", "")
-    json_bytes = len(body) if header_bytes is None else header_bytes
-
-    def read() -> v2_codec.InferRequest:
-        plain = body if is_plain else v2_body.inflated(body, coding, limit_bytes)
-        return v2_codec.decoded(plain, header_bytes, signature)
-
-    return await _off_loop_if(not is_plain or json_bytes > OFF_LOOP_BYTES, read)
-
-
-async def _encoded(request: Request, asked: v2_codec.InferRequest, answer: Answer) -> Response:
-    coding = v2_body.wanted_coding(request.headers.get("accept-encoding", ""))
-    takes_time = coding is not None or any(wanted.classes or not wanted.is_binary for wanted in asked.outputs)
-    is_large = sum(output.nbytes for output in answer.outputs.values()) > OFF_LOOP_BYTES
-    return await _off_loop_if(takes_time and is_large, partial(_response, asked, answer, coding))
-
-
-def _response(asked: v2_codec.InferRequest, answer: Answer, coding: str | None) -> Response:
-    body, header_bytes = v2_codec.encoded(asked, answer.engine, answer.outputs)
-    headers = {}
-    if header_bytes is not None:
-        headers[HEADER_LENGTH] = str(header_bytes)
-    if coding is not None:
-        body = v2_body.deflated(body, coding)
-        headers["Content-Encoding"] = coding
-    media_type = "application/json" if header_bytes is None else "application/octet-stream"
-    return Response(body, media_type=media_type, headers=headers)
-
-
-async def _off_loop_if(takes_long: bool, work: Callable[[], T]) -> T:
-    """Do the work on a thread when it would hold up the event loop for longer than the hop takes."""
-    return await run_in_threadpool(work) if takes_long else work()

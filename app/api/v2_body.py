@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from starlette.requests import Request
 
+from app.api.exchange import BODY
 from app.api.multipart import body_too_large
 from app.domain.errors import FeatureUnsupported, InvalidRequest
 
@@ -28,6 +29,9 @@ async def read_aligned(request: Request, limit_bytes: int, offset: int) -> memor
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise body_too_large(limit_bytes)
+    if BODY in request.scope:  # received in place already, or now
+        whole: memoryview = await request.scope[BODY]()
+        return whole
     pieces: list[bytes] = []
     total = 0
     async for piece in request.stream():

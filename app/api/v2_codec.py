@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from app.api import v2_tensors
-from app.api.responses import json_bytes
+from app.api.responses import Piece, json_bytes, raw
 from app.domain.builds import EngineRecord
 from app.domain.errors import FeatureUnsupported, InvalidRequest, TensorRejected
 from app.domain.tensors import DType, Signature, Tensor, Tensors, TensorSpec, described
@@ -35,6 +35,7 @@ class InferRequest:
     images: list[memoryview]  # encoded; empty when tensors are sent
     outputs: list[WantedOutput]  # in the order in which they are answered
     id: str | None = None
+    timeout_s: float | None = None  # for the answer; None: as long as it takes
     parameters: Mapping[str, Any] = field(default_factory=dict)  # the client's own
 
 
@@ -91,7 +92,7 @@ def from_header(
     outputs = _wanted(header, _flag(parameters, "binary_data_output", is_binary), signature)
     inputs, images = _inputs(header, _Blobs(blobs), signature)
     own = {name: value for name, value in parameters.items() if name not in _RESERVED}
-    return InferRequest(inputs, images, outputs, id_, own)
+    return InferRequest(inputs, images, outputs, id_, _timeout_s(parameters), own)
 
 
 def encoded(request: InferRequest, record: EngineRecord, outputs: Tensors) -> tuple[bytes, int | None]:
@@ -100,6 +101,12 @@ def encoded(request: InferRequest, record: EngineRecord, outputs: Tensors) -> tu
     Returns:
         The body, and the length of its JSON header; None when all of it is JSON.
     """
+    pieces, size = encoded_pieces(request, record, outputs)
+    return b"".join(pieces), size
+
+
+def encoded_pieces(request: InferRequest, record: EngineRecord, outputs: Tensors) -> tuple[list[Piece], int | None]:
+    """As `encoded`, with the binary tensors as they lie in memory."""
     header: dict[str, Any] = {"model_name": record.name, "model_version": str(record.version)}
     if request.id:
         header["id"] = request.id
@@ -110,10 +117,10 @@ def encoded(request: InferRequest, record: EngineRecord, outputs: Tensors) -> tu
         entry, blob = output_entry(wanted, outputs[wanted.spec.name], record)
         entries.append(entry)
         if blob is not None:
-            blobs.append(blob)
+            blobs.append(blob if isinstance(blob, memoryview) else raw(blob))
     header["outputs"] = entries
     text = json_bytes(header)
-    return (b"".join([text, *blobs]), len(text)) if blobs else (text, None)
+    return [text, *blobs], len(text) if blobs else None
 
 
 def output_entry(wanted: WantedOutput, tensor: Tensor, record: EngineRecord) -> tuple[dict[str, Any], Any]:
@@ -206,6 +213,10 @@ def _count(parameters: Mapping[str, Any], name: str) -> int | None:
     if value is not None and (type(value) is not int or value < 0):
         raise _malformed(f"{name} is not a whole number of at least 0")
     return value
+
+
+def _timeout_s(parameters: Mapping[str, Any]) -> float | None:
+    return (_count(parameters, "timeout") or 0) / 1e6 or None  # it is in microseconds, as Triton's; 0 is none
 
 
 def _entries(header: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
 from app.domain.tensors import ShapeRange, Signature, Tensors
 
@@ -53,7 +55,65 @@ class Context(Protocol):
         """
         ...
 
+    def run_joined(self, parts: Sequence[Tensors], rows: Sequence[int]) -> list[Tensors]:
+        """Run the engine once on the rows of all parts, one after another along axis 0.
+
+        A runtime that keeps buffers of its own gathers the parts there, so that nothing is copied twice.
+
+        Args:
+            parts: each as for `run`; equal in all but axis 0.
+            rows: of each part.
+
+        Returns:
+            The outputs of each part; no two share memory.
+
+        Raises:
+            NotByRow: an output's axis 0 is not as long as the rows together.
+            ExecutionFailed: the runtime refused or failed.
+        """
+        return split(self.run(joined(parts)), rows)
+
     def close(self) -> None: ...
+
+
+class NotByRow(Exception):
+    """A joint run's output does not have one row for each row of input."""
+
+
+def joined(parts: Sequence[Tensors]) -> Tensors:
+    """The parts one after another along axis 0; a single part as it is, not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def split(outputs: Tensors, rows: Sequence[int]) -> list[Tensors]:
+    """Undo `joined` on the outputs: each part its own copy; a single part as it is, not copied.
+
+    Raises:
+        NotByRow: an output's axis 0 is not as long as the rows together.
+    """
+    if len(rows) == 1:
+        return [outputs]
+    for name, output in outputs.items():
+        check_by_row(name, output.shape, sum(rows))
+    parts: list[Tensors] = []
+    end = 0
+    for length in rows:
+        start, end = end, end + length
+        # Copied, so that a small answer does not keep the whole run's in memory.
+        parts.append({name: output[start:end].copy() for name, output in outputs.items()})
+    return parts
+
+
+def check_by_row(name: str, shape: Sequence[int], rows: int) -> None:
+    """Refuse an output that cannot be told apart by rows.
+
+    Raises:
+        NotByRow: its axis 0 is not so long.
+    """
+    if not shape or shape[0] != rows:
+        raise NotByRow(f"output {name!r} has shape {tuple(shape)} for {rows} rows")
 
 
 class LoadedEngine(Protocol):
@@ -70,7 +130,24 @@ class LoadedEngine(Protocol):
         estimated from the file."""
         ...
 
-    def open_context(self) -> Context: ...
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether a run computes on the calling thread: a context may then be used on any thread, one at a time."""
+        ...
+
+    @property
+    def parallel_runs(self) -> int:
+        """How many contexts at work together make the most of the device."""
+        ...
+
+    def open_context(self, at_once: int | None = None) -> Context:
+        """A context for the calling thread.
+
+        Args:
+            at_once: how many contexts, this one counted, will be at work together: it takes its share of the
+                processors; None: the backend's own choice, as in a build.
+        """
+        ...
 
     def close(self) -> None:
         """Give the memory back. Contexts are closed before."""

@@ -6,16 +6,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
-from app.backends.base import Context
+from app.backends.base import Context, NotByRow
 from app.domain.errors import ExecutionFailed, QueueFull, ServiceError, ShuttingDown
 from app.domain.tensors import Signature, Tensors
 from app.serving.contexts import ContextThread
+from app.serving.tuning import ON_LOOP_JOINT_S, ON_LOOP_S, Pace
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +30,16 @@ class Run:
     is_first: bool = True  # of the requests that the run answered: they are as many as runs
 
 
-@dataclass(eq=False)
 class _Request:
-    tensors: Tensors
-    rows: int
-    shapes: Hashable  # requests of equal shapes may be joined
-    answer: asyncio.Future[Run]
-    submitted_s: float = field(default_factory=time.perf_counter)
-    alone: bool = False  # a joint run with it has failed
+    __slots__ = ("alone", "answer", "rows", "shapes", "submitted_s", "tensors")
 
-
-class _NotByRow(Exception):
-    """A joint run's output does not have one row for each row of input."""
+    def __init__(self, tensors: Tensors, rows: int, answer: asyncio.Future[Run]) -> None:
+        self.tensors = tensors
+        self.rows = rows
+        self.shapes = _shapes(tensors)  # requests of equal shapes may be joined
+        self.answer = answer
+        self.submitted_s = time.perf_counter()
+        self.alone = False  # a joint run with it has failed
 
 
 class MicroBatcher:
@@ -52,21 +49,35 @@ class MicroBatcher:
     `rows_max` rows of one shape. No request waits for a timer. A request of more rows than that runs by itself.
     """
 
-    def __init__(self, contexts: Sequence[ContextThread], *, rows_max: int, queue_rows_max: int) -> None:
+    def __init__(
+        self,
+        contexts: Sequence[ContextThread],
+        *,
+        rows_max: int,
+        queue_rows_max: int,
+        wide: ContextThread | None = None,
+        pace: Pace | None = None,
+    ) -> None:
         """
         Args:
             rows_max: most rows of a joint run (`rows_limit`); 1 = requests are never joined.
             queue_rows_max: most rows that may wait.
+            wide: a context for a request beside which nothing runs or waits; None: any of the others.
+            pace: of an engine that may run on any thread: short runs then stay on the event loop; None: none does.
         """
         self.runs = 0
         self.requests = 0  # answered
         self.rows = 0  # answered
         self.waiting_rows = 0
         self._idle = list(contexts)
+        self._wide = wide  # None while it runs
+        self._lent_wide: ContextThread | None = None  # while it runs
+        self._pace = pace
         self._rows_max = rows_max
         self._queue_rows_max = queue_rows_max
         self._queue: deque[_Request] = deque()
-        self._running: set[asyncio.Future[_Ran]] = set()
+        self._running = 0
+        self._rest: asyncio.Future[None] | None = None  # somebody waits for nothing to run
         self._is_woken = False
         self._is_closed = False
 
@@ -83,7 +94,7 @@ class MicroBatcher:
             ShuttingDown: the engine was closed before the request's turn.
         """
         self._refuse_if_closed_or_full(rows)
-        request = _Request(tensors, rows, _shapes(tensors), asyncio.get_running_loop().create_future())
+        request = _Request(tensors, rows, asyncio.get_running_loop().create_future())
         self._queue.append(request)
         self.waiting_rows += rows
         self._wake()
@@ -97,8 +108,9 @@ class MicroBatcher:
         """Refuse what waits, and wait for what runs."""
         self._is_closed = True
         self._fail_queue()
-        while self._running:
-            await asyncio.wait(self._running)
+        if self._running:
+            self._rest = asyncio.get_running_loop().create_future()
+            await self._rest
 
     def _refuse_if_closed_or_full(self, rows: int) -> None:
         if self._is_closed:
@@ -117,42 +129,67 @@ class MicroBatcher:
 
     def _start_runs(self) -> None:
         self._is_woken = False
-        while self._queue and self._idle:
-            context = self._idle.pop()
-            batch = self._taken()
-            run = context.call(partial(_executed, [request.tensors for request in batch], [r.rows for r in batch]))
-            self._running.add(run)
-            run.add_done_callback(partial(self._finish, context, batch))
+        while self._queue and (context := self._free_context()) is not None:
+            stays = self._stays_on_loop(self._queue[0].rows)
+            batch = self._taken(stays)
+            work = partial(_executed, [request.tensors for request in batch], [request.rows for request in batch])
+            self._running += 1
+            if stays:
+                self._finish(context, batch, *_outcome(work, context.context))
+                return  # the next turn is others'; what still waits was woken
+            context.start(work, partial(self._finish, context, batch))
 
-    def _taken(self) -> list[_Request]:
+    def _free_context(self) -> ContextThread | None:
+        if self._wide is not None and not self._running and len(self._queue) == 1:
+            context, self._wide = self._wide, None
+            self._lent_wide = context
+            return context
+        return self._idle.pop() if self._idle else None
+
+    def _stays_on_loop(self, rows: int) -> bool:
+        return self._pace is not None and self._pace.seconds(rows) <= ON_LOOP_S
+
+    def _taken(self, stays_on_loop: bool) -> list[_Request]:
         """The head of the queue, and what follows it as long as it can be joined; nobody is overtaken."""
         batch = [self._queue.popleft()]
         rows = batch[0].rows
+        rows_max = self._rows_max
+        if stays_on_loop and self._pace is not None:
+            rows_max = min(rows_max, self._pace.rows_within(ON_LOOP_JOINT_S))
         while self._queue and not (batch[0].alone or self._queue[0].alone):
             head = self._queue[0]
-            if head.shapes != batch[0].shapes or rows + head.rows > self._rows_max:
+            if head.shapes != batch[0].shapes or rows + head.rows > rows_max:
                 break
             batch.append(self._queue.popleft())
             rows += head.rows
         self.waiting_rows -= rows
         return batch
 
-    def _finish(self, context: ContextThread, batch: list[_Request], run: asyncio.Future[_Ran]) -> None:
-        self._running.discard(run)
-        self._idle.append(context)
+    def _finish(
+        self, context: ContextThread, batch: list[_Request], ran: _Ran | None, error: BaseException | None
+    ) -> None:
+        self._running -= 1
+        if context is self._lent_wide:
+            self._wide, self._lent_wide = context, None
+        else:
+            self._idle.append(context)
         self.runs += 1
-        error = run.exception()
-        if error is None:
-            self._deliver(batch, run.result())
+        if ran is not None:
+            self._deliver(batch, ran)
         elif len(batch) == 1:
             _fail(batch[0], _execution_failed(error))
         else:
             self._retry_alone(batch, error)
         if self._queue:
             self._wake()
+        if self._rest is not None and not self._running and not self._rest.done():
+            self._rest.set_result(None)
 
     def _deliver(self, batch: list[_Request], ran: _Ran) -> None:
         batch_rows = sum(request.rows for request in batch)
+        took_s = ran.ended_s - ran.started_s
+        if self._pace is not None:
+            self._pace.learn(batch_rows, took_s)
         is_first = True
         for request, outputs in zip(batch, ran.parts, strict=True):
             if request.answer.done():  # its client has gone
@@ -160,12 +197,12 @@ class MicroBatcher:
             self.requests += 1
             self.rows += request.rows
             queue_ms = (ran.started_s - request.submitted_s) * 1e3
-            request.answer.set_result(Run(outputs, queue_ms, (ran.ended_s - ran.started_s) * 1e3, batch_rows, is_first))
+            request.answer.set_result(Run(outputs, queue_ms, took_s * 1e3, batch_rows, is_first))
             is_first = False
 
-    def _retry_alone(self, batch: list[_Request], error: BaseException) -> None:
+    def _retry_alone(self, batch: list[_Request], error: BaseException | None) -> None:
         """Put a failed joint run's requests back at the head, each to run by itself: one may have spoilt it."""
-        if isinstance(error, _NotByRow) and self._rows_max > 1:
+        if isinstance(error, NotByRow) and self._rows_max > 1:
             log.error("an engine does not answer row by row; its requests are joined no more: %s", error)
             self._rows_max = 1
         for request in reversed(batch):
@@ -195,32 +232,6 @@ def rows_limit(signature: Signature) -> int:
     return max(1, min([signature.rows_max, *longest]))
 
 
-def joined(parts: Sequence[Tensors]) -> Tensors:
-    """The parts one after another along axis 0; a single part as it is, not copied."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def split(outputs: Tensors, rows: Sequence[int]) -> list[Tensors]:
-    """Undo `joined` on the outputs: each part its own copy; a single part as it is, not copied.
-
-    Raises:
-        _NotByRow: an output's axis 0 is not as long as the rows together.
-    """
-    if len(rows) == 1:
-        return [outputs]
-    for name, output in outputs.items():
-        if output.ndim == 0 or output.shape[0] != sum(rows):
-            raise _NotByRow(f"output {name!r} has shape {output.shape} for {sum(rows)} rows")
-    ends = np.cumsum(rows)
-    # Copied, so that a small answer does not keep the whole run's in memory.
-    return [
-        {name: output[end - length : end].copy() for name, output in outputs.items()}
-        for end, length in zip(ends, rows, strict=True)
-    ]
-
-
 @dataclass(frozen=True)
 class _Ran:
     parts: list[Tensors]
@@ -229,15 +240,23 @@ class _Ran:
 
 
 def _executed(parts: Sequence[Tensors], rows: Sequence[int], context: Context) -> _Ran:
-    """Join, run and split on the context's thread, so that the event loop copies nothing."""
-    inputs = joined(parts)
+    """Join, run and split where the context is, so that the event loop copies nothing while a thread runs."""
     started_s = time.perf_counter()
-    outputs = context.run(inputs)
-    ended_s = time.perf_counter()
-    return _Ran(split(outputs, rows), started_s, ended_s)
+    outputs = context.run_joined(parts, rows)
+    return _Ran(outputs, started_s, time.perf_counter())
+
+
+def _outcome(work: Callable[[Context], _Ran], context: Context) -> tuple[_Ran | None, BaseException | None]:
+    try:
+        return work(context), None
+    except Exception as error:
+        return None, error
 
 
 def _shapes(tensors: Tensors) -> Hashable:
+    if len(tensors) == 1:
+        ((name, tensor),) = tensors.items()
+        return (name, tensor.dtype, tensor.shape[1:])
     return tuple((name, tensors[name].dtype, tensors[name].shape[1:]) for name in sorted(tensors))
 
 
@@ -246,7 +265,7 @@ def _fail(request: _Request, error: ServiceError) -> None:
         request.answer.set_exception(error)
 
 
-def _execution_failed(error: BaseException) -> ServiceError:
+def _execution_failed(error: BaseException | None) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
     log.error("an engine raised what its backend should have wrapped", exc_info=error)

@@ -46,7 +46,7 @@ class EnginePool:
         Args:
             load: loads an engine's file; may block, runs on a thread of the pool.
             keep_alive_s: 0 = unused engines stay until their room is needed.
-            contexts: of each engine.
+            contexts: of each engine; 0: as many as make the most of its device.
             queue_rows_max: rows that may wait for one engine.
             clock: seconds; decides what is unused and for how long.
             room_wait_s: how long a load waits for leased engines to be given back.

@@ -6,23 +6,35 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 
-from app.domain.builds import EngineRecord, parsed_ref
-from app.domain.errors import ImageRejected, InUse, InvalidRequest, RecipeMissing, ShuttingDown, TensorRejected
+from app.domain.builds import EngineRecord
+from app.domain.errors import (
+    DeadlineExceeded,
+    ImageRejected,
+    InUse,
+    InvalidRequest,
+    RecipeMissing,
+    ShuttingDown,
+    TensorRejected,
+)
 from app.domain.preprocess import Preprocess, row_from_image
-from app.domain.tensors import ANY, Signature, Tensor, Tensors, check_inputs, described
+from app.domain.tensors import ANY, Shape, Signature, Tensor, Tensors, check_inputs, described
 from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
 from app.serving.batcher import Run, rows_limit
+from app.serving.lookups import Lookups
 from app.serving.pool import EnginePool
 from app.serving.seats import WarmState
 from app.serving.statistics import Statistics
 from app.serving.warm import rows_in
+
+T = TypeVar("T")
 
 __all__ = ["Answer", "InferenceService", "Ranked", "top_k"]
 
@@ -45,13 +57,11 @@ class InferenceService:
                 keeps the database out of the path of a busy engine.
         """
         self.statistics = Statistics()
-        self._find = find
         self._pool = pool
-        self._clock = clock
-        self._found_for_s = found_for_s
-        self._found: dict[str, tuple[EngineRecord, float]] = {}  # by reference, with its time
+        self._passed: dict[str, tuple[str, list[tuple[str, Any, Shape]]]] = {}  # by engine: the last form checked
         self._withdrawn: set[str] = set()  # name:version, unloaded by name and not used since
         self._workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="infer-worker")
+        self._lookups = Lookups(find, self._workers, clock=clock, found_for_s=found_for_s)
         self._is_closed = False
 
     async def find(self, ref: str) -> EngineRecord:
@@ -65,35 +75,40 @@ class InferenceService:
         """
         if self._is_closed:
             raise ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")
-        now_s = self._clock()
-        found = self._found.get(ref)
-        if found and now_s - found[1] < self._found_for_s:
-            return found[0]
-        record = await asyncio.get_running_loop().run_in_executor(self._workers, self._find, *parsed_ref(ref))
-        self._found[ref] = (record, now_s)
-        return record
+        return await self._lookups.find(ref)
 
-    async def infer(self, ref: str, inputs: Mapping[str, Tensor]) -> Answer:
+    def has_found(self, ref: str) -> bool:
+        """Whether the engine has been asked for since it was last published or changed."""
+        return self._lookups.has(ref)
+
+    async def infer(self, ref: str, inputs: Mapping[str, Tensor], *, timeout_s: float | None = None) -> Answer:
         """Run an engine on tensors.
 
         Args:
             ref: as for `find`.
             inputs: by name; the name "" stands for the only input.
+            timeout_s: for the answer, an engine's load included; None: as long as it takes.
 
         Raises:
+            DeadlineExceeded: there was no answer in time.
             EngineNotFound, TensorRejected, or what `EnginePool.lease` and `MicroBatcher.submit` raise.
         """
         started_s = time.perf_counter()
         record = await self.find(ref)
-        tensors = _checked(inputs, record.built.signature)
-        return await self._answered(record, [tensors], started_s, {})
+        return await self._answered(record, [self._checked(inputs, record)], started_s, {}, timeout_s)
 
-    async def infer_images(self, ref: str, images: Sequence[bytes | memoryview]) -> Answer:
+    async def infer_images(
+        self, ref: str, images: Sequence[bytes | memoryview], *, timeout_s: float | None = None
+    ) -> Answer:
         """Run an engine on encoded images, one row each, through the engine's own recipe.
 
         The images become as few runs as the engine allows.
 
+        Args:
+            timeout_s: for the answer once the images are decoded; None: as long as it takes.
+
         Raises:
+            DeadlineExceeded: there was no answer in time.
             InvalidRequest: there are no images.
             RecipeMissing: the engine takes tensors only.
             ImageRejected: names the image that cannot be decoded.
@@ -104,10 +119,10 @@ class InferenceService:
         rows = await self._rows_from(images, recipe)
         signature = record.built.signature
         chunks = [
-            _checked({recipe.input: await self._stacked(chunk)}, signature)
+            self._checked({recipe.input: await self._stacked(chunk)}, record)
             for chunk in _chunks(rows, _rows_a_run(signature, recipe.input))
         ]
-        return await self._answered(record, chunks, started_s, {"preprocess": _ms_since(started_s)})
+        return await self._answered(record, chunks, started_s, {"preprocess": _ms_since(started_s)}, timeout_s)
 
     async def load(self, ref: str, *, pin: bool = False) -> WarmState:
         """Have the engine warm before its first request; pinned, it stays until `unload`."""
@@ -138,8 +153,9 @@ class InferenceService:
     def forget(self, ref: str) -> None:
         """Look the engine up anew at its next request: it was published, deleted or changed."""
         name = ref.partition(":")[0]
-        for known in [known for known in self._found if known == name or known.startswith(f"{name}:")]:
-            del self._found[known]
+        self._lookups.forget(name)
+        for ref in [ref for ref in self._passed if ref.partition(":")[0] == name]:
+            del self._passed[ref]
 
     def states(self) -> list[WarmState]:
         """Every engine that is loading, ready or draining."""
@@ -161,12 +177,28 @@ class InferenceService:
         await self._pool.close()
         self._workers.shutdown(wait=True)
 
+    def _checked(self, inputs: Mapping[str, Tensor], record: EngineRecord) -> Tensors:
+        """The inputs as an engine wants them: every name, right dtypes and shapes, C-contiguous."""
+        form = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]
+        if self._passed.get(record.ref) != (record.key, form):  # clients repeat themselves
+            inputs = _named(inputs, record.built.signature)
+            check_inputs(inputs, record.built.signature)
+            form = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]
+            self._passed[record.ref] = (record.key, form)
+        return {name: np.asarray(tensor, order="C") for name, tensor in inputs.items()}
+
     async def _answered(
-        self, record: EngineRecord, chunks: list[Tensors], started_s: float, timings_ms: dict[str, float]
+        self,
+        record: EngineRecord,
+        chunks: list[Tensors],
+        started_s: float,
+        timings_ms: dict[str, float],
+        timeout_s: float | None,
     ) -> Answer:
         """Run the chunks and count the request in the statistics, whichever way it ends."""
         try:
-            runs = await self._ran(record, chunks, timings_ms)
+            running = self._ran(record, chunks, timings_ms)
+            runs = await (running if timeout_s is None else _within(running, timeout_s))
         except Exception:
             self.statistics.add_failure(record.ref, time.perf_counter() - started_s)
             raise
@@ -183,13 +215,14 @@ class InferenceService:
         """Run the chunks one after another, so that one request of many rows leaves room for others."""
         self._withdrawn.discard(record.ref)
         asked_s = time.perf_counter()
-        runs: list[Run] = []
         async with self._pool.lease(record) as engine:
             timings_ms["load"] = _ms_since(asked_s)
+            if len(chunks) == 1:
+                return [await engine.run(chunks[0])]
+            runs: list[Run] = []
             for chunk in chunks:
                 runs.append(await engine.run(chunk))
-                if len(chunks) > 1:
-                    check_by_row(runs[-1].outputs, len(next(iter(chunk.values()))))
+                check_by_row(runs[-1].outputs, len(next(iter(chunk.values()))))
         return runs
 
     async def _rows_from(self, images: Sequence[bytes | memoryview], recipe: Preprocess) -> list[Tensor]:
@@ -210,6 +243,17 @@ class InferenceService:
         if len(rows) == 1:
             return rows[0][np.newaxis]
         return await asyncio.get_running_loop().run_in_executor(self._workers, partial(np.stack, rows))
+
+
+async def _within(running: Coroutine[Any, Any, T], timeout_s: float) -> T:
+    try:
+        # Past its time the request is cancelled, which its neighbours in a run do not notice.
+        return await asyncio.wait_for(running, timeout_s)
+    except asyncio.TimeoutError as error:
+        raise DeadlineExceeded(
+            f"There was no answer within the request's own limit of {timeout_s * 1e3:g} ms.",
+            hint="Send it again in a moment, or allow it more time.",
+        ) from error
 
 
 def _recipe(record: EngineRecord) -> Preprocess:
@@ -235,18 +279,16 @@ def _chunks(rows: list[Tensor], longest: int) -> list[list[Tensor]]:
     return [rows[start:end] for start, end in pairwise(ends)]
 
 
-def _checked(inputs: Mapping[str, Tensor], signature: Signature) -> Tensors:
-    """The inputs as an engine wants them: every name, right dtypes and shapes, C-contiguous."""
-    tensors = dict(inputs)
-    if "" in tensors:
-        if len(tensors) != 1 or len(signature.inputs) != 1:
-            raise TensorRejected(
-                "A tensor without a name was sent, but the engine's inputs need names.",
-                hint=f"Name every tensor: {described(signature.inputs)}.",
-            )
-        tensors = {signature.inputs[0].name: tensors[""]}
-    check_inputs(tensors, signature)
-    return {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+def _named(inputs: Mapping[str, Tensor], signature: Signature) -> Mapping[str, Tensor]:
+    """The inputs, with the name of the only one in place of ""."""
+    if "" not in inputs:
+        return inputs
+    if len(inputs) != 1 or len(signature.inputs) != 1:
+        raise TensorRejected(
+            "A tensor without a name was sent, but the engine's inputs need names.",
+            hint=f"Name every tensor: {described(signature.inputs)}.",
+        )
+    return {signature.inputs[0].name: inputs[""]}
 
 
 def _ms_since(started_s: float) -> float:

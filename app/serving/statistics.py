@@ -58,17 +58,20 @@ class Statistics:
         totals = self.of(ref)
         totals.requests += 1
         totals.rows += rows
-        totals.total_ns += _ns(total_s)
-        totals.input_ns += _ns(input_s)
+        totals.total_ns += int(total_s * 1e9)
+        totals.input_ns += int(input_s * 1e9)
         totals.last_answer_ms = time.time_ns() // 1_000_000
         for run in runs:
-            totals.queue_ns += _ns(run.queue_ms / 1e3)
-            totals.compute_ns += _ns(run.compute_ms / 1e3)
+            compute_ns = int(run.compute_ms * 1e6)
+            totals.queue_ns += int(run.queue_ms * 1e6)
+            totals.compute_ns += compute_ns
             if run.is_first:
                 totals.runs += 1
-                of_length = totals.by_rows.setdefault(run.batch_rows, RunTotals())
+                of_length = totals.by_rows.get(run.batch_rows)
+                if of_length is None:
+                    of_length = totals.by_rows[run.batch_rows] = RunTotals()
                 of_length.runs += 1
-                of_length.compute_ns += _ns(run.compute_ms / 1e3)
+                of_length.compute_ns += compute_ns
 
     def add_coding(self, ref: str, *, input_ns: int, output_ns: int) -> None:
         """Add what a protocol spent on an answered request, before and after the service had it."""
@@ -80,12 +83,8 @@ class Statistics:
     def add_failure(self, ref: str, total_s: float) -> None:
         totals = self.of(ref)
         totals.failures += 1
-        totals.failed_ns += _ns(total_s)
+        totals.failed_ns += int(total_s * 1e9)
 
     def forget(self, ref: str) -> None:
         """The engine has been deleted; its version is not given again."""
         self._totals.pop(ref, None)
-
-
-def _ns(seconds: float) -> int:
-    return round(seconds * 1e9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 
@@ -14,6 +15,7 @@ from app.domain.errors import ServiceError
 from app.domain.tensors import ANY, Signature, Tensors
 from app.serving.batcher import MicroBatcher, Run, rows_limit
 from app.serving.contexts import ContextThread
+from app.serving.tuning import BUDGET_S, GAIN, ON_LOOP_S, Tuning, fastest, measured
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,7 @@ class WarmEngine:
         signature: Signature,
         contexts: list[ContextThread],
         *,
-        queue_rows_max: int,
+        batcher: MicroBatcher,
         device_bytes: int,
         keeper: Executor,
     ) -> None:
@@ -35,29 +37,41 @@ class WarmEngine:
         self.device_bytes = device_bytes
         self._engine = engine
         self._contexts = contexts
+        self._batcher = batcher
         self._keeper = keeper
-        self._batcher = MicroBatcher(contexts, rows_max=rows_limit(signature), queue_rows_max=queue_rows_max)
 
     @classmethod
     async def opened(
         cls, engine: LoadedEngine, signature: Signature, *, contexts: int, queue_rows_max: int, keeper: Executor
     ) -> WarmEngine:
-        """Open the contexts and warm them up. If that fails, the engine and all that was opened is closed.
+        """Open the contexts, warm them up and measure what suits the engine. If that fails, all is closed again.
 
         Args:
             signature: the record's: it knows the ranges and how many rows may be joined.
+            contexts: how many; 0: as many as make the most of the device.
             keeper: where blocking calls on the engine itself run.
         """
         opened: list[ContextThread] = []
         try:
-            for _ in range(contexts):
-                opened.append(await ContextThread.opened(engine))
-                await opened[-1].call(partial(_warm_up, signature))
+            count = contexts or engine.parallel_runs
+            for _ in range(count):
+                opened.append(await _warm(partial(engine.open_context, count), signature))
+            tuning = await _tuned(opened[0], signature) if engine.is_on_cpu else None
+            wide = await _wide(engine, signature, tuning, opened) if tuning and count > 1 else None
             device_bytes = await asyncio.get_running_loop().run_in_executor(keeper, lambda: engine.device_bytes)
         except BaseException:
             await _closed(engine, opened, keeper)
             raise
-        return cls(engine, signature, opened, queue_rows_max=queue_rows_max, device_bytes=device_bytes, keeper=keeper)
+        if tuning:
+            _tell(tuning, wide)
+        batcher = MicroBatcher(
+            [context for context in opened if context is not wide],
+            rows_max=rows_limit(signature) if tuning is None or tuning.joining_pays else 1,
+            queue_rows_max=queue_rows_max,
+            wide=wide,
+            pace=tuning.pace if tuning else None,
+        )
+        return cls(engine, signature, opened, batcher=batcher, device_bytes=device_bytes, keeper=keeper)
 
     async def run(self, tensors: Tensors) -> Run:
         """Answer one request; see `MicroBatcher.submit`."""
@@ -95,14 +109,29 @@ def rows_in(tensors: Tensors, signature: Signature) -> int:
     return tensors[signature.inputs[0].name].shape[0] if signature.rows_max > 1 else 1
 
 
-def warm_up_inputs(signature: Signature) -> Tensors:
+def warm_up_inputs(signature: Signature, rows: int | None = None) -> Tensors:
     """Inputs of the shape that the engine is best at, else of the smallest that its signature admits.
 
     All ones: as divisor and as index they do less harm than zeros.
+
+    Args:
+        rows: where axis 0 is a batch axis: its length; None: as above.
     """
     shapes = {spec.name: tuple(1 if length == ANY else length for length in spec.shape) for spec in signature.inputs}
     shapes.update({name: allowed.opt for name, allowed in signature.ranges.items()})
+    if rows is not None and signature.rows_max > 1:
+        shapes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
     return {spec.name: np.ones(shapes[spec.name], spec.dtype.numpy) for spec in signature.inputs}
+
+
+async def _warm(open_context: Callable[[], Context], signature: Signature) -> ContextThread:
+    context = await ContextThread.opened(open_context)
+    try:
+        await context.call(partial(_warm_up, signature))
+    except BaseException:
+        await context.close()
+        raise
+    return context
 
 
 def _warm_up(signature: Signature, context: Context) -> None:
@@ -112,6 +141,42 @@ def _warm_up(signature: Signature, context: Context) -> None:
         # The values, and the lengths of dynamic axes, are made up: that the engine refuses them says nothing about
         # real requests. Want of memory is no ServiceError and does end the load.
         log.warning("the warm-up run failed, the first request may be slow: %s", error.detail)
+
+
+async def _tuned(thread: ContextThread, signature: Signature) -> Tuning | None:
+    """What a short measured run tells; None when the engine refuses made-up values."""
+    try:
+        return await thread.call(
+            lambda context: measured(context, partial(warm_up_inputs, signature), rows_limit(signature))
+        )
+    except ServiceError:
+        return None
+
+
+def _tell(tuning: Tuning, wide: ContextThread | None) -> None:
+    fields = {
+        "row_ms": round(tuning.pace.seconds(1) * 1e3, 3),
+        "joins": tuning.joining_pays,
+        "lone_runs_wide": wide is not None,
+    }
+    log.info("engine tuned", extra=fields)
+
+
+async def _wide(
+    engine: LoadedEngine, signature: Signature, tuning: Tuning, opened: list[ContextThread]
+) -> ContextThread | None:
+    """A context with all processors for the lone request, if that is measurably faster than one of the others."""
+    one_row_s = tuning.pace.seconds(1)
+    if one_row_s <= ON_LOOP_S:
+        return None
+    thread = await _warm(partial(engine.open_context, 1), signature)
+    opened.append(thread)
+    inputs = warm_up_inputs(signature, 1)
+    if await thread.call(lambda context: fastest(context, inputs, BUDGET_S / 4)) <= GAIN * one_row_s:
+        return thread
+    opened.remove(thread)
+    await thread.close()
+    return None
 
 
 async def _closed(engine: LoadedEngine, contexts: list[ContextThread], keeper: Executor) -> None:

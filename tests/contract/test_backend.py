@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from app.backends import registry
-from app.backends.base import Backend, Context
+from app.backends.base import Backend, Context, NotByRow
 from app.domain.builds import BuildOptions
 from app.domain.errors import BackendMissing, CompileFailed, EngineUnloadable, ExecutionFailed, OperatorUnsupported
 from app.domain.tensors import DType, ShapeRange, Tensors
@@ -115,6 +115,47 @@ def test_several_inputs_and_outputs_are_told_apart_by_name(backend, tmp_path):
     assert list(answer) == ["total", "rest"]
     np.testing.assert_array_equal(answer["total"], a + b)
     np.testing.assert_array_equal(answer["rest"], a - b)
+
+
+def test_joined_parts_get_what_separate_runs_answer_and_keep_it(backend, tmp_path):
+    parts = [{"a": normal(rows, 2, seed=rows), "b": normal(rows, 2, seed=9 + rows)} for rows in (3, 1, 2)]
+    with opened(backend, networks.sum_and_difference(), tmp_path) as context:
+        for _ in range(3):  # TensorRT records what it repeats
+            together = context.run_joined(parts, [3, 1, 2])
+        context.run_joined(parts[:2], [3, 1])
+        context.run(parts[1])
+
+    for part, answer in zip(parts, together, strict=True):
+        assert list(answer) == ["total", "rest"]
+        np.testing.assert_array_equal(answer["total"], part["a"] + part["b"])
+        np.testing.assert_array_equal(answer["rest"], part["a"] - part["b"])
+
+
+def test_outputs_that_are_not_by_row_are_never_split(backend, tmp_path):
+    parts = [{"x": normal(rows, 4)} for rows in (1, 2)]
+    one_row = networks.network(
+        [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)],
+        [networks.value("x", ["rows", 4])],
+        [networks.value("y", [1, 4])],
+        [networks.constant("axes", np.array([0], np.int64))],
+    )
+    with opened(backend, one_row, tmp_path) as context, pytest.raises(NotByRow):
+        context.run_joined(parts, [1, 2])
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 1000])
+def test_a_context_s_share_of_the_device_changes_no_answer(backend, tmp_path, at_once):
+    engine = compiled(backend, networks.convolved(), tmp_path)
+    x = normal(2, 8, 8, 8)
+    with closing(backend.load(engine)) as loaded:
+        with closing(loaded.open_context()) as context:
+            wanted = context.run({"x": x})["y"]
+        with closing(loaded.open_context(at_once)) as context, closing(loaded.open_context(1)) as beside:
+            answers = [opened.run({"x": x})["y"] for opened in (context, beside)]
+
+        assert loaded.parallel_runs >= 1
+    for answer in answers:
+        np.testing.assert_allclose(answer, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_outputs_survive_the_next_run_and_changes_to_the_input(backend, tmp_path):

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.backends.base import joined, split
 from app.domain.errors import ExecutionFailed, QueueFull, ShuttingDown
 from app.domain.tensors import DType, ShapeRange, Signature, Tensors, TensorSpec
-from app.serving.batcher import MicroBatcher, Run, joined, rows_limit, split
+from app.serving.batcher import MicroBatcher, Run, rows_limit
 from app.serving.contexts import ContextThread
 from tests.fakes import FakeEngine, Gate, doubled, eventually, row, soon, threads_of_serving
 
@@ -28,7 +29,7 @@ async def a_batcher(
     contexts: int = 1,
 ) -> AsyncIterator[MicroBatcher]:
     engine = FakeEngine(gate=gate, answer=answer)
-    opened = [await ContextThread.opened(engine) for _ in range(contexts)]
+    opened = [await ContextThread.opened(engine.open_context) for _ in range(contexts)]
     batcher = MicroBatcher(opened, rows_max=rows_max, queue_rows_max=queue_rows_max)
     try:
         yield batcher
@@ -350,7 +351,7 @@ async def test_closing_during_a_joint_run_that_fails_leaves_nobody_waiting() -> 
 
 async def test_calls_to_a_context_all_run_on_its_thread_one_after_another() -> None:
     gate = Gate()
-    context = await ContextThread.opened(FakeEngine(gate=gate))
+    context = await ContextThread.opened(FakeEngine(gate=gate).open_context)
 
     calls = [context.call(lambda opened: opened.run(row(1))) for _ in range(3)]
     await gate.entered(1)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
-from app.backends.base import Context
+from app.backends.base import Context, check_by_row
 from app.backends.tensorrt import versions
 from app.backends.tensorrt.cuda import Block, Cuda, Graph, Stream
-from app.backends.tensorrt.layout import SHAPES_MAX, Key, Layout, Layouts
+from app.backends.tensorrt.layout import ALL, SHAPES_MAX, Key, Layout, Layouts
 from app.backends.tensorrt.listeners import Lines
 from app.backends.tensorrt.messages import explained, words
 from app.domain.errors import EngineUnloadable, ExecutionFailed, TensorRejected
@@ -75,18 +76,16 @@ class TensorRTContext(Context):
             raise
 
     def run(self, inputs: Tensors) -> Tensors:
-        if any(tensor.size == 0 for tensor in inputs.values()):
-            nothing = self._answer_to_no_rows(inputs)
-            if nothing is not None:
-                return nothing
-        try:
-            check_inputs(inputs, self._signature)
-        except TensorRejected as error:
-            raise ExecutionFailed(error.detail, hint=error.hint) from error
-        try:
-            return self._answered(inputs)
-        except self._cuda.errors as error:
-            raise self._failed(str(error)) from error
+        is_empty = any(tensor.size == 0 for tensor in inputs.values())
+        if is_empty and (nothing := self._answer_to_no_rows(inputs)) is not None:
+            return nothing
+        return self._guarded([inputs], [ALL])[0]
+
+    def run_joined(self, parts: Sequence[Tensors], rows: Sequence[int]) -> list[Tensors]:
+        if len(parts) == 1 or any(tensor.size == 0 for part in parts for tensor in part.values()):
+            return super().run_joined(parts, rows)
+        ends = accumulate(rows)
+        return self._guarded(parts, [slice(end - length, end) for end, length in zip(ends, rows, strict=True)])
 
     def close(self) -> None:
         try:
@@ -101,15 +100,39 @@ class TensorRTContext(Context):
 
     # --- a run -----------------------------------------------------------------------------------------------------
 
-    def _answered(self, inputs: Tensors) -> Tensors:
-        key = tuple(inputs[spec.name].shape for spec in self._signature.inputs)
+    def _guarded(self, parts: Sequence[Tensors], places: Sequence[slice]) -> list[Tensors]:
+        """Run on checked parts, each at its place along axis 0."""
+        try:
+            for part in parts:
+                check_inputs(part, self._signature)
+            return self._answered(self._key(parts, places[-1].stop), parts, places)
+        except TensorRejected as error:
+            raise ExecutionFailed(error.detail, hint=error.hint) from error
+        except self._cuda.errors as error:
+            raise self._failed(str(error)) from error
+
+    def _key(self, parts: Sequence[Tensors], rows: int | None) -> Key:
+        """The shapes of a run of so many rows; None: of the only part's."""
+        joint = tuple(parts[0][spec.name].shape for spec in self._signature.inputs)
+        joint = joint if rows is None else tuple((rows, *shape[1:]) for shape in joint)
+        for spec, shape in zip(self._signature.inputs, joint, strict=True):
+            allowed = self._signature.ranges.get(spec.name)
+            if not spec.fits(shape) or (allowed is not None and not allowed.holds(shape)):
+                raise ExecutionFailed(f"{rows} rows of {spec.name!r} are outside the engine's profile.", hint=_AGAIN)
+        return joint
+
+    def _answered(self, key: Key, parts: Sequence[Tensors], places: Sequence[slice]) -> list[Tensors]:
         assert self._layouts is not None
         layout = self._layouts.get(key) or self._laid_out(key, self._layouts)
-        for port in layout.inputs:
-            port.put(inputs[port.spec.name])
+        for part, place in zip(parts, places, strict=True):
+            for port in layout.inputs:
+                port.put(part[port.spec.name], place)
         with self._cuda.scratch.leased(self._scratch_bytes, self._block) as block:
             self._execute(key, layout, block)
-            return {port.spec.name: port.copied() for port in layout.outputs}
+            if len(parts) > 1:
+                for port in layout.outputs:
+                    check_by_row(port.spec.name, port.view.shape, places[-1].stop)
+            return [{port.spec.name: port.copied(place) for port in layout.outputs} for place in places]
 
     def _execute(self, key: Key, layout: Layout, block: Block) -> None:
         assert self._stream is not None

@@ -17,6 +17,7 @@ from app.domain.tensors import DType, Shape, Signature, Tensor, TensorSpec
 Key = tuple[Shape, ...]  # the shapes of all inputs, in the engine's order
 
 SHAPES_MAX = 16  # sets of shapes that are kept; a graph for each takes some hundred kB of the device
+ALL = slice(None)  # the whole tensor, a scalar too
 _INT32 = np.iinfo(np.int32)
 
 
@@ -37,8 +38,8 @@ class Port:
     def address(self) -> int:
         return self.buffer.host_address if self.on_host else self.buffer.address
 
-    def put(self, tensor: Tensor) -> None:
-        """Copy the tensor in, converting int64 to the int32 of an older TensorRT.
+    def put(self, tensor: Tensor, place: slice) -> None:
+        """Copy the tensor to its place along axis 0, converting int64 to the int32 of an older TensorRT.
 
         Raises:
             ExecutionFailed: a value does not fit.
@@ -48,11 +49,15 @@ class Port:
                 f"The input {self.spec.name!r} holds a value outside the 32 bits that this TensorRT computes in.",
                 hint="Keep the values within −2147483648 to 2147483647, or use TensorRT 10 or newer.",
             )
-        np.copyto(self.view, tensor, casting="same_kind")
+        np.copyto(self._at(place), tensor, casting="same_kind")
 
-    def copied(self) -> Tensor:
-        """The caller's own copy, in the model's dtype."""
-        return self.view.astype(np.int64) if self.spec.dtype is DType.INT64 else self.view.copy()
+    def copied(self, place: slice) -> Tensor:
+        """The caller's own copy of the place along axis 0, in the model's dtype."""
+        view = self._at(place)
+        return view.astype(np.int64) if self.spec.dtype is DType.INT64 else view.copy()
+
+    def _at(self, place: slice) -> Tensor:
+        return self.view if place is ALL else self.view[place]
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,9 @@ def made(factory: Any, *arguments: Any) -> Any:
 class Engine(LoadedEngine):
     """An engine, its contexts and the profiles that they take."""
 
+    is_on_cpu = False
+    parallel_runs = 2  # while one computes, the other's tensors move
+
     def __init__(self, loaded: Loaded, keep: tuple[Any, ...], plan_bytes: int) -> None:
         """Wrap what was deserialised.
 
@@ -107,7 +110,7 @@ class Engine(LoadedEngine):
         with self._lock:
             return self._own_bytes + sum(context.buffer_bytes for context in self._contexts)
 
-    def open_context(self) -> TensorRTContext:
+    def open_context(self, at_once: int | None = None) -> TensorRTContext:
         """A context for the calling thread, which alone may use it; CUDA's own context is pushed until it is closed.
 
         Raises:

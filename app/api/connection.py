@@ -1,0 +1,252 @@
+"""Connections: inference bodies are received where the engine reads them; every other request is uvicorn's.
+
+uvicorn hands a body over in pieces, copied four times on the way. Here the kernel writes it straight into the buffer
+that numpy then looks at. Heads are read by the same parser, and those seen before are known by their bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from app.api.exchange import Exchange
+from app.api.heads import HEAD_BYTES_MAX, Heads, Planner
+
+READ_BYTES = 1 << 14  # a small request in one read; what it holds of a large body is copied
+AHEAD_BYTES_MAX = 1 << 16  # of pipelined requests that wait for the one before
+SWEEP_S = 1.0
+
+
+class Front:
+    """What the connections of one server share. uvicorn takes it for its class of protocols."""
+
+    def __init__(self, planner: Planner, *, stalled_s: float) -> None:
+        """
+        Args:
+            planner: says which requests are taken here, by their heads.
+            stalled_s: a client that owes the rest of a request and sends nothing for so long is disconnected.
+        """
+        self.heads = Heads(planner)
+        self.stalled_s = stalled_s
+        # One buffer for all: what was read is used up before anything else is read.
+        self.read = bytearray(READ_BYTES)
+        self.view = memoryview(self.read)
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._default_headers: list[tuple[bytes, bytes]] = []
+        self._default_lines = b""
+
+    def __call__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Connection:
+        loop = _loop or asyncio.get_running_loop()
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop, server_state)
+        return Connection(self, config, server_state, _Uvicorn(config, server_state, app_state, loop), loop)
+
+    def default_lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """uvicorn's own headers, as lines; it makes a new list of them every second."""
+        if headers is not self._default_headers:
+            self._default_headers = headers
+            self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        return self._default_lines
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop, state: ServerState) -> None:
+        now_s = loop.time()
+        for connection in list(state.connections):
+            if isinstance(connection, Connection):
+                connection.close_if_stalled(now_s)
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop, state)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One connection: at each request's head it is decided who answers it."""
+
+    def __init__(
+        self, front: Front, config: Config, state: ServerState, uvicorn: _Uvicorn, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.front = front
+        self.config = config
+        self.state = state
+        self.loop = loop
+        self.transport: asyncio.Transport
+        self.is_closing = False  # after the answer under way
+        self._uvicorn = uvicorn
+        self._exchange: Exchange | None = None  # the request that is answered here
+        self._ahead = b""  # came behind it
+        self._is_paused = False
+        self._is_full = False  # the client does not take its answers
+        self._is_held = False  # its next request waits until it does
+        self._has_served = False  # the last request was answered here
+        self._seen_s = loop.time()
+
+    # --- asyncio's calls -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one, though not by inheritance
+        self._uvicorn.connection_made(self.transport)
+        # A stop of the server goes through here: uvicorn's half does not know of the other.
+        self.state.connections.discard(self._uvicorn)
+        self.state.connections.add(self)  # type: ignore[arg-type]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        exchange = self._exchange
+        return self.front.view if exchange is None or exchange.room is None else exchange.room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._seen_s = self.loop.time()
+        exchange = self._exchange
+        if exchange is not None and exchange.room is not None:
+            exchange.filled(nbytes)
+        elif exchange is not None or self._is_held:
+            self._keep(bytes(self.front.view[:nbytes]))
+        else:
+            self._take(self.front.read, nbytes)
+
+    def eof_received(self) -> None:
+        return  # as uvicorn: the transport closes
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.state.connections.discard(self)
+        if self._exchange is not None:
+            self._exchange.abandon()
+        self._uvicorn.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+        self._uvicorn.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        self._uvicorn.resume_writing()
+        if self._exchange is not None:
+            self._exchange.drained()
+        elif self._is_held:
+            self._go_on()
+
+    def shutdown(self) -> None:
+        """uvicorn stops: end after the answer under way."""
+        if self._exchange is not None:
+            self.is_closing = True
+        else:
+            self._uvicorn.shutdown()
+
+    # --- requests --------------------------------------------------------------------------------------------------
+
+    @property
+    def app(self) -> Any:
+        return self.config.app  # not uvicorn's, which looks for a proxy's headers: such requests are uvicorn's
+
+    @property
+    def addresses(self) -> tuple[Any, Any, Any]:
+        """Scheme, client and server of the connection, as ASGI has them."""
+        return self._uvicorn.scheme, self._uvicorn.client, self._uvicorn.server
+
+    @property
+    def app_state(self) -> dict[str, Any]:
+        return self._uvicorn.app_state
+
+    @property
+    def is_full(self) -> bool:
+        return self._is_full
+
+    def ended(self, *, keeps_alive: bool) -> None:
+        """The exchange is over: its answer is written, its body used up."""
+        self._exchange = None
+        self._seen_s = self.loop.time()
+        self._has_served = True
+        self.state.total_requests += 1
+        if not keeps_alive or self.is_closing:
+            self.transport.close()
+        elif self._is_full:
+            self._is_held = True
+        else:
+            self._go_on()
+
+    def pause(self) -> None:
+        """Let the client wait with the rest."""
+        if not self._is_paused and not self.transport.is_closing():
+            self._is_paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._is_paused and not self.transport.is_closing():
+            self._is_paused = False
+            self.transport.resume_reading()
+
+    def close_if_stalled(self, now_s: float) -> None:
+        """Disconnect a client that owes something and is silent, or that has been idle for long."""
+        quiet_s = now_s - self._seen_s
+        if self._exchange is not None:
+            is_over = self._exchange.waits_for_client and quiet_s > self.front.stalled_s
+        elif not self._uvicorn.is_at_rest:
+            is_over = self._uvicorn.waits_for_client and quiet_s > self.front.stalled_s
+        else:
+            is_idle = self._has_served and not self._is_held
+            is_over = quiet_s > (self.config.timeout_keep_alive if is_idle else self.front.stalled_s)
+        if is_over:
+            self.transport.close()
+
+    def _take(self, data: bytes | bytearray, size: int) -> None:
+        """What was read while nothing was under way here."""
+        view = memoryview(data)[:size]
+        plan, head_bytes = None, 0
+        if self._uvicorn.is_at_rest:
+            head_bytes = data.find(b"\r\n\r\n", 0, min(size, HEAD_BYTES_MAX)) + 4
+            plan = self.front.heads.plan(bytes(view[:head_bytes])) if head_bytes > 3 else None
+        if plan is None:
+            self._has_served = False
+            self._uvicorn.data_received(bytes(view))
+            return
+        self._uvicorn.forget_keep_alive()
+        self._exchange = Exchange(self, plan)
+        rest = self._exchange.begin(view[head_bytes:])
+        if len(rest):
+            self._keep(bytes(rest))
+
+    def _keep(self, data: bytes) -> None:
+        self._ahead += data
+        if len(self._ahead) > AHEAD_BYTES_MAX:
+            self.pause()
+
+    def _go_on(self) -> None:
+        """Begin with what came during the exchange before."""
+        ahead, self._ahead = self._ahead, b""
+        self._is_held = False
+        self.resume()
+        if ahead and not self.transport.is_closing():
+            self._take(ahead, len(ahead))
+
+
+class _Uvicorn(HttpToolsProtocol):
+    """uvicorn's protocol, which also tells whether it is between two requests."""
+
+    _is_in_message = False
+
+    def on_message_begin(self) -> None:
+        self._is_in_message = True
+        super().on_message_begin()
+
+    def on_message_complete(self) -> None:
+        self._is_in_message = False
+        super().on_message_complete()
+
+    @property
+    def is_at_rest(self) -> bool:
+        return not self._is_in_message and (self.cycle is None or self.cycle.response_complete) and not self.pipeline
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether the rest of a request is missing, and reading is not what holds it up."""
+        return self._is_in_message and not self.flow.read_paused
+
+    def forget_keep_alive(self) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()

@@ -1,0 +1,219 @@
+"""Exchange: one request that is answered without uvicorn, through the same ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from starlette.types import Message
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from app.api.heads import Plan
+
+if TYPE_CHECKING:
+    from app.api.connection import Connection
+
+log = logging.getLogger(__name__)
+
+PLAN, BODY = "jetforge.plan", "jetforge.body"  # in the scope of such a request
+ALIGNMENT = 16  # bytes; numpy's memory is aligned to it, and no dtype needs more
+EAGER_BYTES = 1 << 20  # of a body that is received before anybody asks for it
+
+
+class Exchange:
+    """Receives a body into one aligned buffer, runs the application, writes its answer."""
+
+    def __init__(self, connection: Connection, plan: Plan) -> None:
+        self.room: memoryview | None = None  # where the next bytes of the body go; None: they do not
+        self._connection = connection
+        self._plan = plan
+        self._body: memoryview | None = None
+        self._early = b""  # of a large body, before somebody asked for it
+        self._missing_bytes = plan.head.body_bytes  # not yet received
+        self._is_skipping = False  # the answer is written, the rest of the body is thrown away
+        self._task: asyncio.Task[None] | None = None
+        self._asked: asyncio.Future[None] | None = None  # done when the body is complete
+        self._writable: asyncio.Future[None] | None = None
+        self._is_gone = False
+        self._owes_100 = b"expect" in plan.head.headers
+        self._start: Message | None = None
+        self._keeps_alive = plan.head.keeps_alive
+        self._has_length = False  # the answer's was announced
+        self._is_finished = False
+
+    def begin(self, data: memoryview) -> memoryview:
+        """Take what came with the head; returns what is not the request's any more."""
+        own, rest = data[: self._missing_bytes], data[self._missing_bytes :]
+        if self._plan.head.body_bytes <= EAGER_BYTES:
+            self._continue_100()
+            self._open_room(own)
+            if not self._missing_bytes:
+                self._run()
+        else:
+            self._early = bytes(own)
+            self._missing_bytes -= len(own)
+            self._connection.pause()
+            self._run()
+        return rest
+
+    def filled(self, nbytes: int) -> None:
+        """So many bytes of the body have come into `room`."""
+        assert self.room is not None
+        self._missing_bytes -= nbytes
+        if self._is_skipping:
+            self._skip()
+            return
+        self.room = self.room[nbytes:] if self._missing_bytes else None
+        if self._missing_bytes:
+            return
+        if self._task is None:
+            self._run()
+        elif self._asked is not None and not self._asked.done():
+            self._asked.set_result(None)
+
+    def drained(self) -> None:
+        """The client has taken what was written."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    def abandon(self) -> None:
+        """The connection is lost: nobody waits for the answer."""
+        self._is_gone = True
+        self.room = None
+        if self._task is not None:
+            self._task.cancel()
+
+    @property
+    def waits_for_client(self) -> bool:
+        return self.room is not None
+
+    # --- what the application uses ---------------------------------------------------------------------------------
+
+    async def body(self) -> memoryview:
+        """The whole body, aligned as its plan says, read-only. A client that hangs up cancels its request."""
+        if self._body is None:
+            early, self._early = self._early, b""
+            self._missing_bytes += len(early)
+            self._continue_100()
+            self._open_room(memoryview(early))
+            self._connection.resume()
+        assert self._body is not None
+        if self._missing_bytes:
+            self._asked = self._connection.loop.create_future()
+            await self._asked
+        return self._body.toreadonly()
+
+    async def receive(self) -> Message:
+        if self._is_gone or self._is_finished:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": bytes(await self.body()), "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        if self._is_gone:
+            return
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        parts = [message.get("body", b"")]
+        if self._start is not None:
+            parts.insert(0, self._head(self._start))
+            self._start = None
+        self._connection.transport.writelines([part for part in parts if len(part)])
+        if not message.get("more_body", False):
+            self._finish()
+        elif self._connection.is_full:
+            self._writable = self._connection.loop.create_future()
+            await self._writable
+
+    # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _open_room(self, first: memoryview) -> None:
+        self._body = aligned(self._plan.head.body_bytes, self._plan.offset)
+        self._body[: len(first)] = first
+        self._missing_bytes -= len(first)
+        self.room = self._body[len(first) :] if self._missing_bytes else None
+
+    def _continue_100(self) -> None:
+        if self._owes_100:
+            self._owes_100 = False
+            self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _run(self) -> None:
+        self._task = task = self._connection.loop.create_task(self._served())
+        self._connection.state.tasks.add(task)
+        task.add_done_callback(self._connection.state.tasks.discard)
+
+    async def _served(self) -> None:
+        try:
+            await self._connection.app(self._scope(), self.receive, self.send)
+        except Exception:
+            log.exception("the application failed on a request")  # it has answered, unless its answer had begun
+            self._connection.transport.close()
+        if not self._is_finished:
+            self._connection.transport.close()
+
+    def _scope(self) -> dict[str, Any]:
+        head = self._plan.head
+        scheme, client, server = self._connection.addresses
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": scheme,
+            "path": head.path,
+            "raw_path": head.path.encode(),
+            "query_string": head.query,
+            "root_path": "",
+            "headers": list(head.lines),
+            "client": client,
+            "server": server,
+            "state": self._connection.app_state.copy(),
+            PLAN: self._plan,
+            BODY: self.body,
+        }
+
+    def _head(self, start: Message) -> bytes:
+        lines = [
+            STATUS_LINE[start["status"]],
+            self._connection.front.default_lines(self._connection.state.default_headers),
+        ]
+        for name, value in start["headers"]:
+            if b"\n" in value or b"\r" in value:
+                raise RuntimeError("A header's value has more than one line.")
+            lines += (name, b": ", value, b"\r\n")
+            if name == b"content-length":
+                self._has_length = True
+            elif name == b"connection" and value.lower() == b"close":
+                self._keeps_alive = False
+        if not self._has_length or self._owes_100:
+            self._keeps_alive = False  # the end of the connection ends the answer; the body will not come
+        if not self._keeps_alive or self._connection.is_closing:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def _finish(self) -> None:
+        self._is_finished = True
+        if self._missing_bytes and not self._owes_100:
+            self._skip()
+        else:
+            self._connection.ended(keeps_alive=self._keeps_alive)
+
+    def _skip(self) -> None:
+        """Read what is left of a body that nobody wanted: closing at once could cost the client the answer."""
+        self._is_skipping = True
+        if self._missing_bytes:
+            self.room = memoryview(bytearray(min(self._missing_bytes, 1 << 16)))
+            self._connection.resume()
+        else:
+            self.room = None
+            self._connection.ended(keeps_alive=self._keeps_alive)
+
+
+def aligned(size: int, offset: int) -> memoryview:
+    """A new buffer whose byte `offset` is aligned; its bytes are not set."""
+    start = -offset % ALIGNMENT
+    return np.empty(size + start, np.uint8).data[start:]

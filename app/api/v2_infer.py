@@ -1,0 +1,115 @@
+"""The inference request of the Open Inference Protocol, from its body to its answer, whoever received it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastapi import Response
+from starlette.concurrency import run_in_threadpool
+
+from app.api import v2_body, v2_codec, v2_repeated
+from app.api.problems import problem, status_of
+from app.api.responses import TensorResponse, add_server_timing
+from app.api.services import Services
+from app.domain.errors import FeatureUnsupported, ServiceError, Unavailable
+from app.domain.tensors import Signature
+from app.serving.service import Answer
+
+OFF_LOOP_BYTES = 1 << 16  # JSON, and anything compressed, of more bytes than this is handled on a thread
+STATUSES = {404: 404, 415: 501, 500: 500, 503: 503}  # the service's to the protocol's; all others are 400
+HEADER_LENGTH = "Inference-Header-Content-Length"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request's head says."""
+
+    ref: str  # `name`, or `name:version`
+    header_bytes: int | None  # of the JSON; None: all of the body is JSON
+    coding: str = "identity"  # of the body
+    wanted_coding: str | None = None  # of the answer
+    is_timed: bool = False  # the answer is to tell its times
+    reader: v2_repeated.Reader = field(default_factory=v2_repeated.Reader, compare=False)
+    writer: v2_repeated.Writer = field(default_factory=v2_repeated.Writer, compare=False)
+
+
+def asked(ref: str, headers: Mapping[str, str]) -> Asked:
+    """Read the head.
+
+    Raises:
+        InvalidRequest: the header's length is no length.
+    """
+    return Asked(
+        ref,
+        v2_codec.header_length(headers.get(HEADER_LENGTH.lower())),
+        headers.get("content-encoding", "identity").strip().lower() or "identity",
+        v2_body.wanted_coding(headers.get("accept-encoding", "")),
+        "x-server-timing" in headers,
+    )
+
+
+async def answered(wired: Services, head: Asked, body: memoryview) -> Response:
+    """Run the engine and write its answer."""
+    arrived_ns = time.perf_counter_ns()
+    record = await wired.inference.find(head.ref)
+    request = await _decoded(head, body, record.built.signature, wired.settings.max_body_mib << 20)
+    input_ns = time.perf_counter_ns() - arrived_ns
+    # By version: a newer one published in between may have another signature.
+    if request.images:
+        answer = await wired.inference.infer_images(record.ref, request.images, timeout_s=request.timeout_s)
+    else:
+        answer = await wired.inference.infer(record.ref, request.inputs, timeout_s=request.timeout_s)
+    answered_ns = time.perf_counter_ns()
+    response = await _encoded(head, request, answer)
+    output_ns = time.perf_counter_ns() - answered_ns
+    wired.inference.statistics.add_coding(record.ref, input_ns=input_ns, output_ns=output_ns)
+    if head.is_timed:
+        add_server_timing(response, answer.timings_ms, decode_ms=input_ns / 1e6, encode_ms=output_ns / 1e6)
+    return response
+
+
+def refusal(error: ServiceError) -> Response | None:
+    """The error as the protocol answers it; None for one that is to be answered, and written to the log, as all are."""
+    status = STATUSES.get(status_of(error), 400)
+    if status == 500:
+        return None
+    headers = {}
+    if isinstance(error, FeatureUnsupported):
+        headers["Accept-Encoding"] = v2_body.CODINGS
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(error.retry_after_s)
+    return problem(status, error.code, error.title, error.detail, error.hint, headers)
+
+
+async def _decoded(head: Asked, body: memoryview, signature: Signature, limit_bytes: int) -> v2_codec.InferRequest:
+    is_plain = head.coding == "identity"
+    json_bytes = len(body) if head.header_bytes is None else head.header_bytes
+    if is_plain and json_bytes <= OFF_LOOP_BYTES:
+        return head.reader.decoded(body, head.header_bytes, signature)
+
+    def read() -> v2_codec.InferRequest:
+        plain = body if is_plain else v2_body.inflated(body, head.coding, limit_bytes)
+        return v2_codec.decoded(plain, head.header_bytes, signature)
+
+    return await run_in_threadpool(read)
+
+
+async def _encoded(head: Asked, request: v2_codec.InferRequest, answer: Answer) -> Response:
+    """The answer, written on a thread when that would hold up the event loop for longer than the hop takes."""
+    is_large = any(output.nbytes > OFF_LOOP_BYTES for output in answer.outputs.values())
+    if is_large and (
+        head.wanted_coding is not None or any(wanted.classes or not wanted.is_binary for wanted in request.outputs)
+    ):
+        return await run_in_threadpool(_response, head, request, answer)
+    return _response(head, request, answer)
+
+
+def _response(head: Asked, request: v2_codec.InferRequest, answer: Answer) -> Response:
+    pieces, header_bytes = head.writer.pieces(request, answer.engine, answer.outputs)
+    headers = {} if header_bytes is None else {HEADER_LENGTH: str(header_bytes)}
+    if head.wanted_coding is not None:
+        pieces = [v2_body.deflated(b"".join(pieces), head.wanted_coding)]
+        headers["Content-Encoding"] = head.wanted_coding
+    return TensorResponse(pieces, "application/json" if header_bytes is None else "application/octet-stream", headers)

@@ -1,0 +1,144 @@
+"""What is measured about an engine at its load, and what follows from it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.backends.base import Context
+from app.domain.tensors import Tensors
+from app.serving.batcher import MicroBatcher
+from app.serving.contexts import ContextThread
+from app.serving.tuning import ON_LOOP_S, Pace, measured
+from tests.fakes import FakeContext, FakeEngine, Gate, row, soon
+
+
+class Slow(Context):
+    """A run takes `first_s`, and `more_s` for each row after the first."""
+
+    def __init__(self, first_s: float, more_s: float) -> None:
+        self.first_s, self.more_s = first_s, more_s
+        self.spent_s = 0.0
+
+    def run(self, inputs: Tensors) -> Tensors:
+        took_s = self.first_s + self.more_s * (len(inputs["x"]) - 1)
+        time.sleep(took_s)
+        self.spent_s += took_s
+        return inputs
+
+    def close(self) -> None: ...
+
+
+def ones(rows: int) -> Tensors:
+    return {"x": np.ones((rows, 1), np.float32)}
+
+
+def test_joining_pays_where_more_rows_cost_little() -> None:
+    assert measured(Slow(0.01, 0.0), ones, 8).joining_pays
+
+
+def test_joining_does_not_pay_where_each_row_costs_as_much_as_the_first() -> None:
+    assert not measured(Slow(0.01, 0.01), ones, 8).joining_pays
+
+
+def test_rows_that_are_never_joined_are_not_measured_together() -> None:
+    assert not measured(Slow(0.001, 0.0), ones, 1).joining_pays
+
+
+def test_measuring_a_slow_engine_is_given_up_in_time() -> None:
+    slow = Slow(0.2, 0.2)
+
+    assert not measured(slow, ones, 8).joining_pays
+    assert slow.spent_s < 1
+
+
+def test_the_pace_is_a_line_that_later_runs_correct() -> None:
+    pace = Pace(0.002, 0.001)
+    assert pace.seconds(1) == pytest.approx(0.002)
+    assert pace.seconds(5) == pytest.approx(0.006)
+    assert pace.rows_within(0.006) == 5
+    assert pace.rows_within(0.0001) == 1
+
+    for _ in range(200):
+        pace.learn(1, 0.004)
+
+    assert pace.seconds(1) == pytest.approx(0.004, rel=0.01)
+    assert pace.rows_within(0.006) == 2
+
+
+def test_one_run_that_was_held_up_changes_the_pace_little() -> None:
+    pace = Pace(0.0001, 0.0001)
+
+    pace.learn(1, 60)
+
+    assert pace.seconds(1) < ON_LOOP_S
+
+
+async def batcher_of(pace: Pace, *, wide: bool = False, gate: Gate | None = None) -> tuple[MicroBatcher, FakeEngine]:
+    engine = FakeEngine(gate=gate)
+    contexts = [await ContextThread.opened(engine.open_context) for _ in range(2 if wide else 1)]
+    batcher = MicroBatcher(contexts[:1], rows_max=4, queue_rows_max=100, wide=contexts[1] if wide else None, pace=pace)
+    return batcher, engine
+
+
+async def submitted_together(batcher: MicroBatcher, *values: float, return_exceptions: bool = False) -> list[Any]:
+    requests = (batcher.submit(row(value), 1) for value in values)
+    return await asyncio.gather(*requests, return_exceptions=return_exceptions)
+
+
+def used(context: FakeContext) -> set[int]:
+    return context.touched_by - {context.thread}
+
+
+async def test_a_short_run_stays_on_the_event_loop_and_still_joins_what_has_gathered() -> None:
+    batcher, engine = await batcher_of(Pace(ON_LOOP_S / 10, ON_LOOP_S / 100))
+
+    runs = await soon(submitted_together(batcher, 1, 2, 3))
+
+    assert used(engine.opened[0]) == {threading.get_ident()}
+    assert [run.outputs["y"][0, 0] for run in runs] == [2, 4, 6]
+    assert [run.batch_rows for run in runs] == [3, 3, 3]
+    await soon(batcher.close())
+
+
+async def test_a_long_run_never_holds_up_the_event_loop() -> None:
+    batcher, engine = await batcher_of(Pace(2 * ON_LOOP_S, ON_LOOP_S))
+
+    await soon(submitted_together(batcher, 1))
+
+    assert used(engine.opened[0]) == set()
+    await soon(batcher.close())
+
+
+async def test_a_failing_short_run_fails_its_own_request_only() -> None:
+    batcher, _ = await batcher_of(Pace(ON_LOOP_S / 10, ON_LOOP_S / 100))
+
+    first, poison, last = await soon(submitted_together(batcher, 1, -2, 3, return_exceptions=True))
+
+    assert (first.outputs["y"][0, 0], last.outputs["y"][0, 0]) == (2, 6)
+    assert "negative" in str(poison.detail)
+    await soon(batcher.close())
+
+
+async def test_the_lone_request_has_the_wide_context_and_the_next_one_does_not_wait_for_it() -> None:
+    gate = Gate()
+    batcher, engine = await batcher_of(Pace(1, 1), wide=True, gate=gate)
+    narrow, wide = engine.opened
+
+    lone = asyncio.create_task(batcher.submit(row(1), 1))
+    await gate.entered(1)
+    assert (wide.runs, narrow.runs) == (1, 0)
+    second = asyncio.create_task(batcher.submit(row(2), 1))
+    await gate.entered(2)
+    assert (wide.runs, narrow.runs) == (1, 1)
+    gate.open()
+    await soon(asyncio.gather(lone, second))
+    await soon(submitted_together(batcher, 3))
+
+    assert (wide.runs, narrow.runs) == (2, 1)
+    await soon(batcher.close())
