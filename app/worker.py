@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.backends.base import Backend
-from app.build import launch
+from app.build import launch, tries
 from app.build.workdir import BuildSpec, ProgressLine, WorkDir
 from app.domain.builds import BuiltEngine, EngineRecord, Publication, engine_key
 from app.domain.errors import BuildCrashed, DiskFull, ServiceError
@@ -211,10 +211,11 @@ class Build:
             format=self._catalogue.model(job.model).format,
             require_confinement=self._settings.require_confinement,
         )
-        outcome = launch.run(
+        outcome = tries.run(
             work,
             spec,
             job.options.timeout_s or self._settings.build_timeout_s,
+            backend.lighter(job.options),
             lambda line: self._tell(job, worker, line),
             lambda: self._should_stop(job, worker),
         )

@@ -21,7 +21,14 @@ from onnx import TensorProto
 from app.backends.tensorrt import versions
 from app.backends.tensorrt.backend import TensorRT
 from app.domain.builds import BuildOptions, Int8Method, Precision, Ranging
-from app.domain.errors import CompileFailed, EngineStale, EngineUnloadable, ExecutionFailed, OperatorUnsupported
+from app.domain.errors import (
+    BuildOutOfMemory,
+    CompileFailed,
+    EngineStale,
+    EngineUnloadable,
+    ExecutionFailed,
+    OperatorUnsupported,
+)
 from app.domain.tensors import DType, ShapeRange, Tensors
 from tests import networks
 from tests.fake_cuda import FakeGpu
@@ -184,6 +191,20 @@ def refused_build(trial: Trial) -> None:
     assert "/conv/Conv" in error.detail and "workspace_mib" in error.hint
 
 
+def lighter_builds(trial: Trial) -> None:
+    trial.stage.build_fails = "[defaultAllocator.cpp::allocateAsync::48] Error Code 2: OutOfMemory (Requested amount of"
+    with_error(BuildOutOfMemory, trial.compile)
+    trial.stage.build_fails = ""
+
+    half, least = trial.backend.lighter(BuildOptions())
+    trial.compile(workspace_mib=least.workspace_mib, optimization_level=least.optimization_level)
+
+    trt, size = tensorrt, trial.gpu.libcuda.gpu().memory_bytes
+    assert half.workspace_mib << 20 == size // 2 and half.optimization_level is None
+    trial.stage.config.set_memory_pool_limit.assert_called_once_with(trt.MemoryPoolType.WORKSPACE, size // 2)
+    assert trial.stage.config.builder_optimization_level == 1
+
+
 def phases(trial: Trial) -> None:
     trial.compile()
 
@@ -273,7 +294,16 @@ SCENARIOS: dict[str, tuple[Callable[[Trial], None], dict[str, bool]]] = {
         scenario.__name__: (scenario, {})
         for scenario in (
             *(every_option, no_tactic_sources, half, calibrated, failed_calibration, unquantised, profiles, dla),
-            *(refused_build, phases, missing_operators, runs, runs_without_graphs, unloadable, ultralytics),
+            *(
+                refused_build,
+                lighter_builds,
+                phases,
+                missing_operators,
+                runs,
+                runs_without_graphs,
+                unloadable,
+                ultralytics,
+            ),
         )
     },
     "quantised": (quantised, {"quantised": True}),

@@ -114,6 +114,10 @@ class Backend(Protocol):
         """Whether FP16 is asked for by casting the graph before `compile`, rather than by a flag."""
         ...
 
+    def lighter(self, options: BuildOptions) -> Sequence[BuildOptions]:
+        """The same build with less and less memory; empty where `compile` has nothing to lower."""
+        ...
+
     def compile(
         self,
         onnx: Path,
@@ -135,6 +139,7 @@ class Backend(Protocol):
 
         Raises:
             CompileFailed: the runtime's own words are in it.
+            BuildOutOfMemory: there was not enough of it.
         """
         ...
 

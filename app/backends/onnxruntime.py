@@ -58,6 +58,9 @@ class OnnxRuntime(Backend):
 
         onnxruntime_models.check(onnx)
 
+    def lighter(self, options: BuildOptions) -> Sequence[BuildOptions]:
+        return ()  # its optimiser has no limits to set
+
     def compile(
         self,
         onnx: Path,
@@ -176,6 +179,8 @@ class _RuntimeRefused(Exception):
 def _session(path: Path, setup: Any) -> Any:
     try:
         return ort.InferenceSession(str(path), setup, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
     except Exception as error:  # the runtime's exceptions have no base of their own
         raise _RuntimeRefused(_words(error).replace(str(path), "the file")) from error
 

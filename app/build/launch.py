@@ -153,7 +153,7 @@ def _unexplained_end(status: int, stage: Stage | None, work: WorkDir) -> Failure
         return Failure(
             BuildKilled.code,
             f"The build was ended by the system {_in_stage(stage)}, most likely for want of memory.",
-            "Lower the largest batch (max_shapes), free memory on the device, or build a smaller model.",
+            "Lower the largest batch (max_shapes), unload engines and stop other programs, or add swap.",
             _log_end(work),
         )
     how = f"by signal {_signal_name(-status)}" if status < 0 else f"with status {status} and without a result"

@@ -382,6 +382,11 @@ class BuildKilled(BuildFailed):
     title = "The build was ended by the system"
 
 
+class BuildOutOfMemory(BuildFailed):
+    code = "build_out_of_memory"
+    title = "The build ran out of memory"
+
+
 class BuildCrashed(BuildFailed):
     code = "build_crashed"
     title = "The build process ended without a result"

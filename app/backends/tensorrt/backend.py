@@ -16,11 +16,19 @@ from app.backends.tensorrt import versions
 from app.backends.tensorrt.cuda import Cuda
 from app.backends.tensorrt.driver import DriverFailed, Gpu, Libcuda
 from app.backends.tensorrt.listeners import Lines, logger_into
+from app.backends.tensorrt.memory_ladder import lighter
 from app.backends.tensorrt.messages import explained
 from app.backends.tensorrt.runtime import engine_from, made
 from app.domain.builds import Builder as BuilderOption
 from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
-from app.domain.errors import BackendMissing, CompileFailed, EngineStale, EngineUnloadable, OperatorUnsupported
+from app.domain.errors import (
+    BackendMissing,
+    BuildOutOfMemory,
+    CompileFailed,
+    EngineStale,
+    EngineUnloadable,
+    OperatorUnsupported,
+)
 from app.domain.tensors import ShapeRange
 
 _CONTEXTS = 4  # that an engine can open where each needs an optimisation profile of its own (before 8.6)
@@ -113,6 +121,9 @@ class TensorRT(Backend):
                 hint="Export with a lower opset, replace these operators, or build for the backend onnxruntime.",
             )
 
+    def lighter(self, options: BuildOptions) -> Sequence[BuildOptions]:
+        return lighter(options, self.gpu.memory_bytes >> 20, has_levels=versions.has_levels(self._trt))
+
     def compile(
         self,
         onnx: Path,
@@ -190,9 +201,10 @@ def _missing(said: str) -> BackendMissing:
     )
 
 
-def _failed(said: str) -> CompileFailed:
+def _failed(said: str) -> CompileFailed | BuildOutOfMemory:
     known = explained([said])
-    return CompileFailed(
+    kind = BuildOutOfMemory if known is not None and known.is_memory else CompileFailed
+    return kind(
         f"{known.cause if known else 'CUDA failed.'} ({said})",
         hint=known.fix if known else "Restart the service; if it stays, restart the device.",
     )
