@@ -55,7 +55,7 @@ class Settings(BaseSettings):
 
     rebuild_stale: bool = Field(True, description="Build a stale engine again, by itself, when it is first asked for.")
     engine_memory_mib: int = Field(
-        0, ge=0, description="Memory budget of warm engines, in MiB; 0: half of what is free at the start."
+        0, ge=0, description="Memory budget of warm engines, in MiB; 0: half of what GPU and system have free."
     )
     keep_alive_s: float = Field(
         1800, ge=0, description="Seconds that an unused engine stays warm; 0: until the room is needed."
@@ -92,6 +92,11 @@ class Settings(BaseSettings):
     def workers_dir(self) -> Path:
         """A locked file for each worker that lives."""
         return self.root / "workers"
+
+    @property
+    def room_socket(self) -> Path:
+        """Where the server answers workers that need memory."""
+        return self.root / "room.sock"
 
     @property
     def logs_dir(self) -> Path:

@@ -10,11 +10,11 @@ from functools import partial
 from app.api.services import Services
 from app.backends import registry
 from app.backends.base import LoadedEngine
-from app.device import memory_bytes
-from app.domain.builds import EngineRecord
+from app.domain.builds import EngineRecord, Facts
 from app.domain.errors import EngineStale, EngineUnloadable
 from app.domain.jobs import Job
 from app.intake import Intake
+from app.presence import workers_alive
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
 from app.settings import Settings
@@ -23,7 +23,8 @@ from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
 from app.storage.database import Database, migrate
 from app.storage.jobs import JobQueue
-from app.worker import Worker, workers_alive
+from app.storage.similar import BuildHistory
+from app.worker import Worker
 
 
 def prepare(settings: Settings) -> None:
@@ -48,6 +49,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
         keep_alive_s=settings.keep_alive_s,
         contexts=settings.contexts,
         queue_rows_max=settings.queue_rows_max,
+        free_bytes=_free_bytes,
     )
     try:
         yield Services(
@@ -69,7 +71,8 @@ def connected_worker(settings: Settings) -> Iterator[Worker]:
     database = Database(settings.database)
     store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
     try:
-        yield Worker(settings, store, Catalogue(database), JobQueue(database), registry.chosen)
+        catalogue, queue = Catalogue(database), JobQueue(database)
+        yield Worker(settings, store, catalogue, queue, registry.chosen, BuildHistory(database, _facts))
     finally:
         database.close()
 
@@ -112,8 +115,17 @@ def limits(settings: Settings) -> ArchiveLimits:
 
 
 def budget_bytes(settings: Settings) -> int:
-    """Memory that warm engines may take: the setting, or half of what is free now."""
-    return settings.engine_memory_mib << 20 or memory_bytes()["MemAvailable"] // 2
+    """Memory that warm engines may take: the setting, or half of what is free now, of the GPU or of the system,
+    whichever is less."""
+    return settings.engine_memory_mib << 20 or min(map(_free_bytes, registry.available())) // 2
+
+
+def _free_bytes(backend: str) -> int:
+    return registry.backend(backend).free_bytes()
+
+
+def _facts(backend: str) -> Facts:
+    return registry.chosen(backend).facts()
 
 
 def _alive(settings: Settings) -> Callable[[], int]:

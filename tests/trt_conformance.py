@@ -196,6 +196,7 @@ def lighter_builds(trial: Trial) -> None:
     with_error(BuildOutOfMemory, trial.compile)
     trial.stage.build_fails = ""
 
+    assert 0 < trial.backend.free_bytes() <= trial.backend.free_device_bytes()
     half, least = trial.backend.lighter(BuildOptions())
     trial.compile(workspace_mib=least.workspace_mib, optimization_level=least.optimization_level)
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from app import __version__
+from app import __version__, room
 from app.api import calibrations, device, engines, infer, jobs, models, problems, v2
 from app.api.events import Changes
 from app.api.services import Services
@@ -21,7 +21,8 @@ def create_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with room.listening(services.settings.room_socket, services.inference.free_up):
+            yield
         app.state.changes.close()
         await services.inference.close()
 

@@ -90,6 +90,10 @@ class Backend(Protocol):
         """What an engine compiled here and now is valid under. Cheap: no runtime is started for it."""
         ...
 
+    def free_bytes(self) -> int:
+        """Memory that engines can still take: of the device and of the system, whichever is less."""
+        ...
+
     def check(self, onnx: Path) -> None:
         """Refuse a model that this backend cannot read, before anything long starts.
 

@@ -18,6 +18,7 @@ import onnxruntime as ort
 
 from app.backends.base import Backend, Context, LoadedEngine, Progress, Samples
 from app.backends.cpu import cpu_name
+from app.backends.memory import available_bytes
 from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
 from app.domain.errors import CompileFailed, EngineUnloadable, ExecutionFailed
 from app.domain.tensors import ANY, DType, ShapeRange, Signature, Tensors, TensorSpec
@@ -52,6 +53,9 @@ class OnnxRuntime(Backend):
 
     def facts(self) -> Facts:
         return Facts(self.name, ort.__version__, cpu_name(), platform.machine())
+
+    def free_bytes(self) -> int:
+        return available_bytes()
 
     def check(self, onnx: Path) -> None:
         from app.backends import onnxruntime_models  # needs the onnx package, which only the build child imports

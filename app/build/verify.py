@@ -36,6 +36,7 @@ class Proof:
     outputs: tuple[TensorSpec, ...]  # as declared, where runs bear it out
     rows_max: int  # rows that may be joined into one run
     latency: Latency
+    device_bytes: int  # that the engine holds after these runs
 
 
 def is_random(reference: Reference, source: Source, shapes: RunShapes) -> bool:
@@ -86,7 +87,8 @@ class Trial:
             outputs = self._observed_outputs()
             rows_max = 1 if found else self._rows_max(outputs, rows_limit)
             inputs, _ = self._reference.sample(self._shapes.base, seed=1)
-            return Proof(accuracy, found, outputs, rows_max, _latency(self._context, inputs, self._shapes.rows))
+            latency = _latency(self._context, inputs, self._shapes.rows)
+            return Proof(accuracy, found, outputs, rows_max, latency, self._engine.device_bytes)
 
     def measured(self, tolerance: Tolerance) -> tuple[Accuracy, tuple[str, ...]]:
         """The first part of the proof: how far the answers are off, and what of that is not tolerated."""

@@ -219,6 +219,8 @@ class BuiltEngine:
     precision: Precision = Precision.FP32  # what was built: never AUTO
     int8_method: Int8Method | None = None  # None unless INT8
     candidates: tuple[Candidate, ...] = ()  # all that precision auto looked at; empty without it
+    device_bytes: int | None = None  # that it held with one context; None: built before that was measured, as the next
+    peak_bytes: int | None = None  # of the build process
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from app.backends.base import Backend, LoadedEngine, Progress, Samples
 from app.backends.board import l4t_release
+from app.backends.memory import available_bytes
 from app.backends.tensorrt import versions
 from app.backends.tensorrt.cuda import Cuda
 from app.backends.tensorrt.driver import DriverFailed, Gpu, Libcuda
@@ -106,6 +107,12 @@ class TensorRT(Backend):
         with self._cuda.pushed():
             free, _ = self._cuda.memory()
         return free
+
+    def free_bytes(self) -> int:
+        try:
+            return min(self.free_device_bytes(), available_bytes())
+        except self._cuda.errors:  # not even CUDA's context has room
+            return 0
 
     def check(self, onnx: Path) -> None:
         from app.backends.tensorrt.onnxfile import OnnxFile
