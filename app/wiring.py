@@ -60,6 +60,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             intake=intake,
             inference=InferenceService(catalogue.engine, pool),
             workers_alive=_alive(settings),
+            history=BuildHistory(database, _facts),
         )
     finally:
         database.close()

@@ -241,7 +241,8 @@ class Build:
 
     def _make_room(self, job: Job, worker: str, backend: str) -> None:
         """Have idle engines unloaded if memory is short, and say so; a build that may lack it is tried all the same."""
-        need = needed(self._history.similar(job.model, job.options), self._store.size_bytes(job.model))
+        similar = self._history.similar(job.model, backend, job.options.precision)
+        need = needed(similar, self._store.size_bytes(job.model))
         text, is_enough = made_room(self._settings.room_socket, need, backend)
         self._queue.advance(job.id, worker, EventKind.STEP if is_enough else EventKind.WARNING, None, text)
 

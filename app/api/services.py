@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
 from app.storage.jobs import JobQueue
+from app.storage.similar import BuildHistory
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Services:
     intake: Intake
     inference: InferenceService
     workers_alive: Callable[[], int]
+    history: BuildHistory
 
 
 def services(request: Request) -> Services:

@@ -138,6 +138,8 @@ def job_table(job: Json) -> Group:
         ("created", job["created_at"]),
         ("started", job["started_at"]),
         ("finished", job["finished_at"]),
+        ("elapsed", number(job.get("elapsed_s"), ".1f", " s")),
+        ("estimated", number(job.get("estimated_s"), ".0f", " s, as builds like it took")),
         ("failure", failure.get("code")),
     ]
     return titled(f"job {job['id']}", pairs(rows))

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, func, select
 
-from app.domain.builds import BuildOptions, Digest, Facts
+from app.domain.builds import Digest, Facts, Precision
 from app.storage.database import Database
 from app.storage.tables import engines, models
 
@@ -35,20 +35,24 @@ class BuildHistory:
         self._database = database
         self._facts = facts
 
-    def similar(self, model: Digest, options: BuildOptions) -> SimilarBuilds | None:
+    def similar(self, model: Digest, backend: str, precision: Precision) -> SimilarBuilds | None:
         """None when there were none.
+
+        Args:
+            backend: its name, or "auto".
+            precision: as asked for: builds with precision auto are like each other only.
 
         Raises:
             BackendMissing: there is no such backend here any more.
         """
-        facts = self._facts(options.backend)
+        facts = self._facts(backend)
         query = (
             select(engines.c.model, *_taken())
             .join(models, models.c.digest == engines.c.model)
             .where(
                 _of(engines.c.built, "facts.backend") == facts.backend,
                 _of(engines.c.built, "facts.device") == facts.device,
-                _of(engines.c.options, "precision") == options.precision.value,
+                _of(engines.c.options, "precision") == precision.value,
                 models.c.size_bytes * _SIZES_APART >= _size(model),
                 models.c.size_bytes <= _size(model) * _SIZES_APART,
             )

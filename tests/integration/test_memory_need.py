@@ -38,7 +38,7 @@ def built(catalogue: Catalogue, queue: JobQueue, model: str, took_s: float, **ch
 
 
 def median_s(history: BuildHistory, model: str, precision: str = "fp32") -> float | None:
-    found = history.similar(source_model(model).digest, BuildOptions(precision=Precision(precision)))
+    found = history.similar(source_model(model).digest, "auto", Precision(precision))
     return found.built_in_s if found else None
 
 
@@ -76,11 +76,11 @@ def test_another_precision_or_device_tells_nothing(history, catalogue, queue):
 
 def test_builds_of_before_memory_was_recorded_tell_the_time_only(history, catalogue, queue):
     built(catalogue, queue, "model", 10)
-    known = history.similar(source_model().digest, BuildOptions())
+    known = history.similar(source_model().digest, "auto", Precision.FP32)
     built(catalogue, queue, "model", 11, peak_bytes=500 * MIB, device_bytes=100 * MIB)
 
     assert known == SimilarBuilds(1, 10, None)
-    assert history.similar(source_model().digest, BuildOptions()) == SimilarBuilds(2, 10.5, 600 * MIB)
+    assert history.similar(source_model().digest, "auto", Precision.FP32) == SimilarBuilds(2, 10.5, 600 * MIB)
 
 
 def test_the_need_is_that_of_builds_like_it_or_a_guess_that_grows_with_the_model():
