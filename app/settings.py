@@ -53,7 +53,12 @@ class Settings(BaseSettings):
         3600, ge=0, description="Age after which an artefact that nothing refers to, or a half-written one, is swept."
     )
 
-    rebuild_stale: bool = Field(True, description="Build a stale engine again, by itself, when it is first asked for.")
+    rebuild_stale: bool = Field(
+        True, description="Build a stale or damaged engine again, by itself, when it is first asked for."
+    )
+    engine_trial_s: float = Field(
+        120, gt=0, description="Time that an uploaded engine has to load and answer, in seconds."
+    )
     engine_memory_mib: int = Field(
         0, ge=0, description="Memory budget of warm engines, in MiB; 0: half of what GPU and system have free."
     )
@@ -82,6 +87,11 @@ class Settings(BaseSettings):
     def work_dir(self) -> Path:
         """Work folders of builds, one a job."""
         return self.root / "work"
+
+    @property
+    def trials_dir(self) -> Path:
+        """Where uploaded engines are tried."""
+        return self.root / "trials"
 
     @property
     def cache_dir(self) -> Path:

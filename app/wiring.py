@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 
 from app.api.services import Services
 from app.backends import registry
-from app.backends.base import LoadedEngine
-from app.domain.builds import EngineRecord, Facts
-from app.domain.errors import EngineStale, EngineUnloadable
-from app.domain.jobs import Job
+from app.domain.builds import Facts
 from app.intake import Intake
+from app.loading import EngineLoader
+from app.prebuilt import Prebuilt
 from app.presence import workers_alive
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
@@ -43,9 +41,10 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
     catalogue, queue = Catalogue(database), JobQueue(database)
     intake = Intake(catalogue, queue, registry.chosen, limits(settings))
+    budget = budget_bytes(settings)
     pool = EnginePool(
-        load=partial(load_engine, store, intake.rebuild if settings.rebuild_stale else None),
-        budget_bytes=budget_bytes(settings),
+        load=EngineLoader(store, catalogue, intake.rebuild if settings.rebuild_stale else None),
+        budget_bytes=budget,
         keep_alive_s=settings.keep_alive_s,
         contexts=settings.contexts,
         queue_rows_max=settings.queue_rows_max,
@@ -61,6 +60,13 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             inference=InferenceService(catalogue.engine, pool),
             workers_alive=_alive(settings),
             history=BuildHistory(database, _facts),
+            prebuilt=Prebuilt(
+                catalogue,
+                registry.chosen,
+                settings.trials_dir,
+                timeout_s=settings.engine_trial_s,
+                budget_bytes=budget,
+            ),
         )
     finally:
         database.close()
@@ -76,37 +82,6 @@ def connected_worker(settings: Settings) -> Iterator[Worker]:
         yield Worker(settings, store, catalogue, queue, registry.chosen, BuildHistory(database, _facts))
     finally:
         database.close()
-
-
-def load_engine(
-    store: ArtefactStore, rebuild: Callable[[EngineRecord], Job | None] | None, engine: EngineRecord
-) -> LoadedEngine:
-    """Load a published engine, if it is intact and still valid on this device.
-
-    Args:
-        rebuild: queues the build of a stale engine; None = nobody does.
-
-    Raises:
-        EngineStale: it was built under other facts.
-        EngineUnloadable: its file is damaged, or the runtime refuses it.
-    """
-    backend = registry.backend(engine.built.facts.backend)
-    now, then = backend.facts(), engine.built.facts
-    if now != then:
-        job = rebuild(engine) if rebuild is not None else None
-        raise EngineStale(
-            f"The engine {engine.ref} was built for {then.backend} {then.backend_version} on {then.device};"
-            f" this is {now.backend} {now.backend_version} on {now.device}.",
-            hint=f"It is being built again: GET /jobs/{job.id}. Then /infer/{engine.name} works again."
-            if job is not None
-            else f"Build it again: curl -F name={engine.name} -F model_id={engine.model} …/jobs.",
-        )
-    if not store.verify(engine.blob):
-        raise EngineUnloadable(
-            f"The file of engine {engine.ref} is damaged.",
-            hint=f"Delete the engine and build it again from model_id={engine.model}.",
-        )
-    return backend.load(store.path(engine.blob))
 
 
 def limits(settings: Settings) -> ArchiveLimits:

@@ -60,6 +60,8 @@ def damaged(service: Service, check: Check) -> None:
         answer = client.post("/engines/digits-int8/load")
         check.that(f"a cut engine is refused: {answer.json().get('code')}", answer.status_code == 503)
         check.that("another engine still loads", client.post("/engines/digits-fp32/load").status_code == 200)
+        service.eventually(lambda: client.post("/engines/digits-int8/load").status_code == 200, within_s=300)
+        check.that("and it is served again without anybody asking", True)
 
 
 def stale(service: Service, check: Check) -> None:

@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from app.backends.tensorrt import versions
 from app.backends.tensorrt.backend import TensorRT
+from app.build.appraiser import appraise
 from app.domain.builds import BuildOptions, Int8Method, Precision, Ranging
 from app.domain.errors import (
     BuildOutOfMemory,
@@ -275,6 +276,21 @@ def ultralytics(trial: Trial) -> None:
         assert engine.signature.inputs[0].name == "x"
 
 
+def uploaded(trial: Trial) -> None:
+    """As the process that tries an uploaded engine does it."""
+    header = b'{"stride": 32}'
+    trial.engine.write_bytes(len(header).to_bytes(4, "little") + header + PLAN)
+    found = appraise(trial.backend, trial.engine)
+    assert found.signature.ranges["x"].max == (ROWS_MAX, 4) and found.signature.rows_max == 1
+    assert (found.problem, found.lengths, found.latency.rows) == ("", {"y": 4}, 1)
+    assert found.latency.runs > 0 and found.device_bytes > len(PLAN)
+
+    trial.engine.write_bytes(b"hello" * 100)
+    with_error(EngineUnloadable, lambda: appraise(trial.backend, trial.engine))
+    trial.stage.load_fails = "The engine plan file is not compatible, expecting library version 8.6.1 got 8.5.3"
+    with_error(EngineStale, lambda: appraise(trial.backend, trial.engine))
+
+
 def old_name(trial: Trial) -> None:
     """Fails on every version from 10: proves that a name which is gone is found."""
     config = create_autospec(tensorrt.IBuilderConfig, instance=True, spec_set=True)
@@ -304,6 +320,7 @@ SCENARIOS: dict[str, tuple[Callable[[Trial], None], dict[str, bool]]] = {
                 runs_without_graphs,
                 unloadable,
                 ultralytics,
+                uploaded,
             ),
         )
     },

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__, room
-from app.api import calibrations, device, engines, infer, jobs, models, problems, v2
+from app.api import calibrations, device, engine_uploads, engines, infer, jobs, models, problems, v2
 from app.api.events import Changes
 from app.api.services import Services
 
@@ -30,6 +30,6 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     problems.install(app)
-    for part in (jobs, models, calibrations, engines, infer, device, v2):
+    for part in (jobs, models, calibrations, engines, engine_uploads, infer, device, v2):
         app.include_router(part.router)
     return app

@@ -187,7 +187,7 @@ class EngineSchema(BaseModel):
     int8_method: str | None
     backend: str
     size_bytes: int
-    model: str
+    model: str | None  # null: uploaded as an engine
     calibration: str | None
     options: dict[str, Any]
     preprocess: Preprocess | None
@@ -200,6 +200,7 @@ class EngineSchema(BaseModel):
     warnings: list[str]
     facts: Facts
     created_at: datetime
+    damaged_at: datetime | None  # when its file was found damaged; null: it is whole
     warm: WarmSchema | None  # null: cold
     links: dict[str, str]
 
@@ -227,11 +228,12 @@ class EngineSchema(BaseModel):
             warnings=list(built.warnings),
             facts=built.facts,
             created_at=engine.created_at,
+            damaged_at=engine.damaged_at,
             warm=WarmSchema.model_validate(warm, from_attributes=True) if warm else None,
             links={
                 "self": here,
                 "file": f"{here}/file",
                 "infer": f"/infer/{engine.ref}",
-                "model": f"/models/{engine.model}",
+                **({"model": f"/models/{engine.model}"} if engine.model else {}),
             },
         )

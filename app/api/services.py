@@ -9,6 +9,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from app.intake import Intake
+from app.prebuilt import Prebuilt
 from app.serving.service import InferenceService
 from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
@@ -27,6 +28,7 @@ class Services:
     inference: InferenceService
     workers_alive: Callable[[], int]
     history: BuildHistory
+    prebuilt: Prebuilt
 
 
 def services(request: Request) -> Services:

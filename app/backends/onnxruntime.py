@@ -107,6 +107,8 @@ class OnnxRuntime(Backend):
     def load(self, engine: Path) -> LoadedEngine:
         # Whatever was worth optimising is optimised in the file: doing it again would only cost time.
         setup = self._setup(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
+        if is_ort_format(engine):  # of an upload; told by its content, as stored files have no suffix
+            setup.add_session_config_entry("session.load_model_format", "ORT")
         try:
             session = _session(engine, setup)
             signature = Signature(_specs(session.get_inputs()), _specs(session.get_outputs()))
@@ -125,6 +127,12 @@ class OnnxRuntime(Backend):
         # A pool that spins after a run takes the processor from the other contexts and from the server.
         setup.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return setup
+
+
+def is_ort_format(path: Path) -> bool:
+    """Whether the file is in the runtime's own format (.ort), by its mark."""
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ORTM"
 
 
 class _Engine(LoadedEngine):

@@ -38,6 +38,7 @@ class Precision(str, Enum):
     FP16 = "fp16"
     INT8 = "int8"  # layers that quantise; the others run in the next best precision
     AUTO = "auto"  # the fastest of the others that stays within its tolerance; never an engine's own
+    UNKNOWN = "unknown"  # of an engine that was uploaded; never asked for
 
 
 class Int8Method(str, Enum):
@@ -230,7 +231,7 @@ class Publication:
     name: str
     key: str  # engine_key(): equal keys are one engine
     blob: Digest  # the engine file
-    model: Digest
+    model: Digest | None  # None: uploaded as an engine
     calibration: Digest | None
     options: BuildOptions
     built: BuiltEngine
@@ -244,11 +245,12 @@ class EngineRecord:
     version: int  # 1, 2, …; never given twice
     key: str
     blob: Digest
-    model: Digest
+    model: Digest | None  # None: uploaded as an engine, so that nobody can build it again
     calibration: Digest | None
     options: BuildOptions
     built: BuiltEngine
     created_at: datetime
+    damaged_at: datetime | None = None  # when its file was found not to be what was stored; None: it is whole
 
     @property
     def ref(self) -> str:

@@ -7,11 +7,9 @@ import logging
 from concurrent.futures import Executor
 from functools import partial
 
-import numpy as np
-
 from app.backends.base import Context, LoadedEngine
 from app.domain.errors import ServiceError
-from app.domain.tensors import ANY, Signature, Tensors
+from app.domain.tensors import Signature, Tensors, warm_up_inputs
 from app.serving.batcher import MicroBatcher, Run, rows_limit
 from app.serving.contexts import ContextThread
 
@@ -93,16 +91,6 @@ class WarmEngine:
 def rows_in(tensors: Tensors, signature: Signature) -> int:
     """Rows of a request: the length of axis 0 where it is a batch axis, else 1."""
     return tensors[signature.inputs[0].name].shape[0] if signature.rows_max > 1 else 1
-
-
-def warm_up_inputs(signature: Signature) -> Tensors:
-    """Inputs of the shape that the engine is best at, else of the smallest that its signature admits.
-
-    All ones: as divisor and as index they do less harm than zeros.
-    """
-    shapes = {spec.name: tuple(1 if length == ANY else length for length in spec.shape) for spec in signature.inputs}
-    shapes.update({name: allowed.opt for name, allowed in signature.ranges.items()})
-    return {spec.name: np.ones(shapes[spec.name], spec.dtype.numpy) for spec in signature.inputs}
 
 
 def _warm_up(signature: Signature, context: Context) -> None:
