@@ -20,6 +20,7 @@ from onnx import TensorProto
 
 from app.backends.tensorrt import versions
 from app.backends.tensorrt.backend import TensorRT
+from app.backends.tensorrt.runtime import header_of
 from app.build.appraiser import appraise
 from app.domain.builds import BuildOptions, Int8Method, Precision, Ranging
 from app.domain.errors import (
@@ -183,6 +184,15 @@ def dla(trial: Trial) -> None:
     assert trial.backend.dla_cores == 2
     assert "GPU_FALLBACK" in trial.stage.flags
     with_error(CompileFailed, lambda: trial.compile(precision=Precision.FP16, dla_core=2))
+    with closing(trial.backend.load(trial.engine)):
+        assert trial.stage.runtime.DLA_core == 1
+    for core, is_there in (("0", True), ("2", False)):  # as Ultralytics writes it
+        trial.engine.write_bytes(header_of(core) + PLAN)
+        if is_there:
+            trial.backend.load(trial.engine).close()
+            assert trial.stage.runtime.DLA_core == 0
+        else:
+            with_error(EngineUnloadable, lambda: trial.backend.load(trial.engine))
 
 
 def refused_build(trial: Trial) -> None:

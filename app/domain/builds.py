@@ -18,7 +18,7 @@ from app.domain.tensors import Shape, Signature
 Digest = NewType("Digest", str)  # "sha256:" and 64 hex digits: the name of stored bytes
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-RECIPE_REVISION = 2  # raise it when the build recipe changes what it produces: old engines are then not reused
+RECIPE_REVISION = 3  # raise it when the build recipe changes what it produces: old engines are then not reused
 
 
 class ModelFormat(str, Enum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -19,7 +20,7 @@ from app.backends.tensorrt.driver import DriverFailed, Gpu, Libcuda
 from app.backends.tensorrt.listeners import Lines, logger_into
 from app.backends.tensorrt.memory_ladder import lighter
 from app.backends.tensorrt.messages import explained
-from app.backends.tensorrt.runtime import engine_from, made
+from app.backends.tensorrt.runtime import engine_from, header_of, made
 from app.domain.builds import Builder as BuilderOption
 from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
 from app.domain.errors import (
@@ -161,6 +162,8 @@ class TensorRT(Backend):
                 raise _failed(str(error)) from error
             finally:
                 del builder  # its memory is given back while CUDA's context is current
+        if options.dla_core is not None:
+            _put_before(engine, header_of(options.dla_core))
         self._prove(engine)
         progress.step(f"built for {self.gpu.name}: {engine.stat().st_size / 2**20:,.1f} MiB")
 
@@ -185,6 +188,14 @@ class TensorRT(Backend):
                 pass
         except (EngineUnloadable, EngineStale) as error:
             raise CompileFailed(f"The engine was built but cannot be used: {error.detail}", hint=error.hint) from error
+
+
+def _put_before(engine: Path, header: bytes) -> None:
+    draft = engine.with_suffix(".draft")
+    with engine.open("rb") as plan, draft.open("wb") as whole:
+        whole.write(header)
+        shutil.copyfileobj(plan, whole)
+    draft.replace(engine)
 
 
 class _Silent(Progress):
