@@ -47,7 +47,7 @@ class Prebuilt:
         """
         Args:
             backend: the one of that name, or the best for "auto".
-            folder: for scratch folders, on one file system with the drafts.
+            folder: for scratch folders.
             timeout_s: for an engine to load and to answer.
             budget_bytes: of all warm engines together.
         """

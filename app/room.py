@@ -48,7 +48,13 @@ async def listening(path: Path, free_up: FreeUp) -> AsyncIterator[None]:
         finally:
             writer.close()
 
-    server = await asyncio.start_unix_server(answer, sock=_bound(path), limit=_LINE_BYTES)
+    try:
+        listener = _bound(path)
+    except OSError as error:
+        log.warning("workers cannot ask for memory: %s", error.strerror)
+        yield
+        return
+    server = await asyncio.start_unix_server(answer, sock=listener, limit=_LINE_BYTES)
     try:
         yield
     finally:

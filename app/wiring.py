@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -37,6 +38,7 @@ def prepare(settings: Settings) -> None:
 @contextmanager
 def connected_services(settings: Settings) -> Iterator[Services]:
     """Everything that the web application works with."""
+    shutil.rmtree(settings.trials_dir, ignore_errors=True)  # of a server that was killed
     database = Database(settings.database)
     store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
     catalogue, queue = Catalogue(database), JobQueue(database)
@@ -93,7 +95,7 @@ def limits(settings: Settings) -> ArchiveLimits:
 def budget_bytes(settings: Settings) -> int:
     """Memory that warm engines may take: the setting, or half of what is free now, of the GPU or of the system,
     whichever is less."""
-    return settings.engine_memory_mib << 20 or min(map(_free_bytes, registry.available())) // 2
+    return settings.engine_memory_mib << 20 or min(map(_free_bytes, registry.available()), default=0) // 2
 
 
 def _free_bytes(backend: str) -> int:

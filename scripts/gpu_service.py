@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 from gpu_client import BACKEND, Check, client_of, requested, waited
 from gpu_engines import median_ms
-from gpu_faults import damaged, interrupted, stale
+from gpu_faults import damaged, interrupted, stale, uploaded
 from gpu_networks import DIGITS, pictures
 
 from tests import networks, samples
@@ -38,6 +38,7 @@ def checked(folder: Path, *, cycles: int, quick: bool, seconds: float) -> dict[s
             check.step("load", lambda: load(client, service, seconds))
             check.step("memory", lambda: memory(client, service))
             check.step("soak", lambda: soak(client, service, cycles, check))
+            check.step("uploaded", lambda: uploaded(client, check))
             check.step("interrupted", lambda: interrupted(client, service, check))
         check.step("damaged", lambda: damaged(service, check))
         check.step("stale", lambda: stale(service, check))

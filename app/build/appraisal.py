@@ -53,7 +53,7 @@ def appraised(engine: Path, backend: str, folder: Path, timeout_s: float) -> App
     """Load the engine and run it, in a process of its own.
 
     Args:
-        engine: its file; linked, so on one file system with the folder.
+        engine: its file.
         folder: where a scratch folder is made meanwhile.
 
     Raises:
@@ -65,11 +65,18 @@ def appraised(engine: Path, backend: str, folder: Path, timeout_s: float) -> App
     folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="engine-", dir=folder))
     try:
-        os.link(engine, scratch / ENGINE)
+        _put(engine, scratch / ENGINE)
         (scratch / REQUEST).write_text(backend)
         return _answer(scratch, timeout_s)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # on another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def _answer(scratch: Path, timeout_s: float) -> Appraised:

@@ -148,3 +148,11 @@ async def test_a_server_takes_over_the_socket_of_one_that_was_killed(tmp_path):
     for _ in range(2):
         text, _, asked = await made_room_by(Room(5 * MIB, ()), tmp_path / "room.sock", Need(1, "a guess"))
         assert asked and "5 MiB free" in text
+
+
+async def test_a_folder_that_holds_no_sockets_does_not_stop_the_server(tmp_path):
+    (tmp_path / "room.sock").mkdir()
+
+    text, is_enough, asked = await made_room_by(Room(MIB, ()), tmp_path / "room.sock", Need(1, "a guess"))
+
+    assert is_enough and not asked and "MiB free" in text
