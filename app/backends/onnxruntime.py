@@ -11,6 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,9 +131,10 @@ class OnnxRuntime(Backend):
 
 
 def is_ort_format(path: Path) -> bool:
-    """Whether the file is in the runtime's own format (.ort), by its mark."""
-    with path.open("rb") as file:
+    """Whether the file is in the runtime's own format (.ort), by its mark; one that cannot be read is not."""
+    with suppress(OSError), path.open("rb") as file:
         return file.read(8)[4:] == b"ORTM"
+    return False
 
 
 class _Engine(LoadedEngine):
