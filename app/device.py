@@ -11,6 +11,7 @@ from pathlib import Path
 from app import __version__
 from app.backends import registry
 from app.backends.board import board_model, jetpack_of, l4t_release, power_mode, temperatures_c
+from app.backends.memory import memory_bytes
 from app.backends.tensorrt.driver import DriverFailed, Libcuda
 from app.domain.builds import Facts
 from app.domain.errors import BackendMissing
@@ -114,10 +115,3 @@ def _dla_cores() -> int | None:
     except BackendMissing:
         return None
     return cores
-
-
-def memory_bytes() -> dict[str, int]:
-    """The kernel's /proc/meminfo, in bytes."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    pairs = (line.split(":", 1) for line in lines)
-    return {name: int(value.split()[0]) << 10 for name, value in pairs if value.split()[-1:] == ["kB"]}

@@ -114,12 +114,14 @@ class Intake:
         return self._queue.add(name, source.digest, samples, options, idempotency)
 
     def rebuild(self, engine: EngineRecord) -> Job | None:
-        """Have a stale engine built again as it was asked for; it becomes the newest version of its name.
+        """Have a stale or damaged engine built again as it was asked for; it becomes the newest version of its name.
 
         Returns:
             The job, an earlier one if it still waits or runs; None when that build has failed since: another one
-            would fail as well.
+            would fail as well; or when it was uploaded as an engine.
         """
+        if engine.model is None:
+            return None
         for job in self._queue.list(name=engine.name, limit=_LATEST_JOBS):
             if (job.model, job.calibration, job.options) == (engine.model, engine.calibration, engine.options):
                 if not job.state.is_final:

@@ -72,9 +72,14 @@ class Settings(BaseSettings):
         0, ge=0, description="Uploads are refused when all artefacts together have this size, in MiB. 0: no limit."
     )
 
-    rebuild_stale: bool = Field(True, description="Build a stale engine again, by itself, when it is first asked for.")
+    rebuild_stale: bool = Field(
+        True, description="Build a stale or damaged engine again, by itself, when it is first asked for."
+    )
+    engine_trial_s: float = Field(
+        120, gt=0, description="Time that an uploaded engine has to load and answer, in seconds."
+    )
     engine_memory_mib: int = Field(
-        0, ge=0, description="Memory budget of warm engines, in MiB; 0: half of what is free at the start."
+        0, ge=0, description="Memory budget of warm engines, in MiB; 0: half of what GPU and system have free."
     )
     keep_alive_s: float = Field(
         1800, ge=0, description="Seconds that an unused engine stays warm; 0: until the room is needed."
@@ -105,6 +110,11 @@ class Settings(BaseSettings):
         return self.root / "work"
 
     @property
+    def trials_dir(self) -> Path:
+        """Where uploaded engines are tried."""
+        return self.root / "trials"
+
+    @property
     def cache_dir(self) -> Path:
         """What builds keep for later ones; losing it only costs time."""
         return self.root / "cache"
@@ -113,6 +123,11 @@ class Settings(BaseSettings):
     def workers_dir(self) -> Path:
         """A locked file for each worker that lives."""
         return self.root / "workers"
+
+    @property
+    def room_socket(self) -> Path:
+        """Where the server answers workers that need memory."""
+        return self.root / "room.sock"
 
     @property
     def logs_dir(self) -> Path:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from app import __version__
 from app.api.services import Services
 from app.backends import registry
-from app.backends.base import LoadedEngine
-from app.device import memory_bytes
-from app.domain.builds import EngineRecord
-from app.domain.errors import BackupRefused, EngineStale, EngineUnloadable
-from app.domain.jobs import Job
+from app.domain.builds import Facts
+from app.domain.errors import BackupRefused
 from app.intake import Intake
+from app.loading import EngineLoader
+from app.prebuilt import Prebuilt
+from app.presence import workers_alive
 from app.retention import Retention
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
@@ -29,7 +29,8 @@ from app.storage.catalogue import Catalogue
 from app.storage.database import Database, checked_url, migrate
 from app.storage.jobs import JobQueue
 from app.storage.old_jobs import OldJobs
-from app.worker import Worker, workers_alive
+from app.storage.similar import BuildHistory
+from app.worker import Worker
 
 
 def prepare(settings: Settings) -> None:
@@ -44,16 +45,19 @@ def prepare(settings: Settings) -> None:
 @contextmanager
 def connected_services(settings: Settings) -> Iterator[Services]:
     """Everything that the web application works with."""
+    shutil.rmtree(settings.trials_dir, ignore_errors=True)  # of a server that was killed
     database = Database(settings.database)
     store = artefacts(settings)
     catalogue, queue = Catalogue(database), JobQueue(database)
     intake = Intake(catalogue, queue, registry.chosen, limits(settings))
+    budget = budget_bytes(settings)
     pool = EnginePool(
-        load=partial(load_engine, store, intake.rebuild if settings.rebuild_stale else None),
-        budget_bytes=budget_bytes(settings),
+        load=EngineLoader(store, catalogue, intake.rebuild if settings.rebuild_stale else None),
+        budget_bytes=budget,
         keep_alive_s=settings.keep_alive_s,
         contexts=settings.contexts,
         queue_rows_max=settings.queue_rows_max,
+        free_bytes=_free_bytes,
     )
     try:
         yield Services(
@@ -65,6 +69,14 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             inference=InferenceService(catalogue.engine, pool),
             retention=Retention(settings, store, catalogue, OldJobs(database)),
             workers_alive=_alive(settings),
+            history=BuildHistory(database, _facts),
+            prebuilt=Prebuilt(
+                catalogue,
+                registry.chosen,
+                settings.trials_dir,
+                timeout_s=settings.engine_trial_s,
+                budget_bytes=budget,
+            ),
         )
     finally:
         database.close()
@@ -97,40 +109,10 @@ def connected_worker(settings: Settings) -> Iterator[Worker]:
     database = Database(settings.database)
     store = artefacts(settings)
     try:
-        yield Worker(settings, store, Catalogue(database), JobQueue(database), registry.chosen)
+        catalogue, queue = Catalogue(database), JobQueue(database)
+        yield Worker(settings, store, catalogue, queue, registry.chosen, BuildHistory(database, _facts))
     finally:
         database.close()
-
-
-def load_engine(
-    store: ArtefactStore, rebuild: Callable[[EngineRecord], Job | None] | None, engine: EngineRecord
-) -> LoadedEngine:
-    """Load a published engine, if it is intact and still valid on this device.
-
-    Args:
-        rebuild: queues the build of a stale engine; None = nobody does.
-
-    Raises:
-        EngineStale: it was built under other facts.
-        EngineUnloadable: its file is damaged, or the runtime refuses it.
-    """
-    backend = registry.backend(engine.built.facts.backend)
-    now, then = backend.facts(), engine.built.facts
-    if now != then:
-        job = rebuild(engine) if rebuild is not None else None
-        raise EngineStale(
-            f"The engine {engine.ref} was built for {then.backend} {then.backend_version} on {then.device};"
-            f" this is {now.backend} {now.backend_version} on {now.device}.",
-            hint=f"It is being built again: GET /jobs/{job.id}. Then /infer/{engine.name} works again."
-            if job is not None
-            else f"Build it again: curl -F name={engine.name} -F model_id={engine.model} …/jobs.",
-        )
-    if not store.verify(engine.blob):
-        raise EngineUnloadable(
-            f"The file of engine {engine.ref} is damaged.",
-            hint=f"Delete the engine and build it again from model_id={engine.model}.",
-        )
-    return backend.load(store.path(engine.blob))
 
 
 def artefacts(settings: Settings) -> ArtefactStore:
@@ -144,8 +126,17 @@ def limits(settings: Settings) -> ArchiveLimits:
 
 
 def budget_bytes(settings: Settings) -> int:
-    """Memory that warm engines may take: the setting, or half of what is free now."""
-    return settings.engine_memory_mib << 20 or memory_bytes()["MemAvailable"] // 2
+    """Memory that warm engines may take: the setting, or half of what is free now, of the GPU or of the system,
+    whichever is less."""
+    return settings.engine_memory_mib << 20 or min(map(_free_bytes, registry.available()), default=0) // 2
+
+
+def _free_bytes(backend: str) -> int:
+    return registry.backend(backend).free_bytes()
+
+
+def _facts(backend: str) -> Facts:
+    return registry.chosen(backend).facts()
 
 
 def _alive(settings: Settings) -> Callable[[], int]:

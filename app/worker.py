@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import secrets
 import select
 import shutil
 import sys
@@ -14,59 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from app.backends.base import Backend
-from app.build import launch
+from app.build import launch, tries
 from app.build.workdir import BuildSpec, ProgressLine, WorkDir
 from app.domain.builds import BuiltEngine, EngineRecord, Publication, engine_key
 from app.domain.errors import BuildCrashed, DiskFull, ServiceError, SourceDamaged
 from app.domain.jobs import EventKind, Failure, Job, Stage
 from app.intake import renamed
+from app.memory_need import made_room, needed
+from app.presence import Presence
 from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
 from app.storage.jobs import JobLost, JobQueue
+from app.storage.similar import BuildHistory
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 0.3  # between two looks at an empty queue
 SWEEP_S = 600.0  # between two sweeps of what nobody refers to
-
-
-class Presence:
-    """A locked file that says this worker lives; the system unlocks it when the process ends, however it ends."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self.worker = f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._file = (folder / self.worker).open("w")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-
-    def is_alive(self, worker: str) -> bool:
-        """Whether that worker holds its lock. Files of the dead are removed on the way."""
-        if worker == self.worker:
-            return True
-        return _is_locked(self._folder / worker)
-
-    def leave(self) -> None:
-        (self._folder / self.worker).unlink(missing_ok=True)
-        self._file.close()
-
-
-def workers_alive(folder: Path) -> int:
-    """How many workers hold their lock."""
-    return sum(_is_locked(path) for path in folder.iterdir()) if folder.is_dir() else 0
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    path.unlink(missing_ok=True)
-    return False
 
 
 class StopFlag:
@@ -108,12 +71,14 @@ class Worker:
         catalogue: Catalogue,
         queue: JobQueue,
         backend: Callable[[str], Backend],
+        history: BuildHistory,
     ) -> None:
         self._settings = settings
         self._store = store
         self._catalogue = catalogue
         self._queue = queue
         self._backend = backend
+        self._history = history
         self._stop = StopFlag()
         self._swept_at = float("-inf")
 
@@ -146,9 +111,8 @@ class Worker:
         if job_or_none is None:
             self._stop.wait(IDLE_S)
         else:
-            Build(self._settings, self._store, self._catalogue, self._queue, self._backend, self._stop).run(
-                job_or_none, presence.worker
-            )
+            parts = (self._settings, self._store, self._catalogue, self._queue, self._backend, self._history)
+            Build(*parts, self._stop).run(job_or_none, presence.worker)
 
     def _sweep_now_and_then(self) -> None:
         if time.monotonic() - self._swept_at < SWEEP_S:
@@ -170,6 +134,7 @@ class Build:
         catalogue: Catalogue,
         queue: JobQueue,
         backend: Callable[[str], Backend],
+        history: BuildHistory,
         stop: StopFlag,
     ) -> None:
         self._settings = settings
@@ -177,6 +142,7 @@ class Build:
         self._catalogue = catalogue
         self._queue = queue
         self._backend = backend
+        self._history = history
         self._stop = stop
         self._beaten_at = float("-inf")
         self._cancelled = False
@@ -211,10 +177,12 @@ class Build:
             format=self._catalogue.model(job.model).format,
             require_confinement=self._settings.require_confinement,
         )
-        outcome = launch.run(
+        self._make_room(job, worker, backend.name)
+        outcome = tries.run(
             work,
             spec,
             job.options.timeout_s or self._settings.build_timeout_s,
+            backend.lighter(job.options),
             lambda line: self._tell(job, worker, line),
             lambda: self._should_stop(job, worker),
         )
@@ -280,6 +248,13 @@ class Build:
                     f"The stored {kind} is damaged or gone.",
                     hint=f"Upload the same file again (POST /{kind}s): that mends it. Then retry the job.",
                 )
+
+    def _make_room(self, job: Job, worker: str, backend: str) -> None:
+        """Have idle engines unloaded if memory is short, and say so; a build that may lack it is tried all the same."""
+        similar = self._history.similar(job.model, backend, job.options.precision)
+        need = needed(similar, self._store.size_bytes(job.model))
+        text, is_enough = made_room(self._settings.room_socket, need, backend)
+        self._queue.advance(job.id, worker, EventKind.STEP if is_enough else EventKind.WARNING, None, text)
 
     def _tell(self, job: Job, worker: str, line: ProgressLine) -> None:
         self._queue.advance(job.id, worker, line.kind, line.stage, line.message)

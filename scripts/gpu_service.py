@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 from gpu_client import BACKEND, RANDOM_WEIGHTS, Check, client_of, requested, waited
-from gpu_faults import damaged, interrupted, stale
+from gpu_faults import damaged, interrupted, stale, uploaded
 from gpu_load import FOLDED, folded, latency, load, tensor_post, there
 from gpu_networks import DIGITS, pictures
 from lean_client import times_ms
@@ -32,6 +32,7 @@ def checked(folder: Path, *, cycles: int, quick: bool, seconds: float) -> dict[s
             check.step("latency", lambda: latency(client, service.url, folder))
             check.step("load", lambda: load(client, service.url, folder, seconds))
             check.step("soak", lambda: soak(client, service, cycles, check))
+            check.step("uploaded", lambda: uploaded(client, check))
             check.step("interrupted", lambda: interrupted(client, service, check))
         check.step("memory", lambda: memory(service))
         check.step("damaged", lambda: damaged(service, check))

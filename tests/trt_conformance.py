@@ -20,8 +20,17 @@ from onnx import TensorProto
 
 from app.backends.tensorrt import versions
 from app.backends.tensorrt.backend import TensorRT
+from app.backends.tensorrt.runtime import header_of
+from app.build.appraiser import appraise
 from app.domain.builds import BuildOptions, Int8Method, Precision, Ranging
-from app.domain.errors import CompileFailed, EngineStale, EngineUnloadable, ExecutionFailed, OperatorUnsupported
+from app.domain.errors import (
+    BuildOutOfMemory,
+    CompileFailed,
+    EngineStale,
+    EngineUnloadable,
+    ExecutionFailed,
+    OperatorUnsupported,
+)
 from app.domain.tensors import DType, ShapeRange, Tensors
 from tests import networks
 from tests.fake_cuda import FakeGpu
@@ -175,6 +184,15 @@ def dla(trial: Trial) -> None:
     assert trial.backend.dla_cores == 2
     assert "GPU_FALLBACK" in trial.stage.flags
     with_error(CompileFailed, lambda: trial.compile(precision=Precision.FP16, dla_core=2))
+    with closing(trial.backend.load(trial.engine)):
+        assert trial.stage.runtime.DLA_core == 1
+    for core, is_there in (("0", True), ("2", False)):  # as Ultralytics writes it
+        trial.engine.write_bytes(header_of(core) + PLAN)
+        if is_there:
+            trial.backend.load(trial.engine).close()
+            assert trial.stage.runtime.DLA_core == 0
+        else:
+            with_error(EngineUnloadable, lambda: trial.backend.load(trial.engine))
 
 
 def refused_build(trial: Trial) -> None:
@@ -182,6 +200,21 @@ def refused_build(trial: Trial) -> None:
     error = with_error(CompileFailed, trial.compile)
 
     assert "/conv/Conv" in error.detail and "workspace_mib" in error.hint
+
+
+def lighter_builds(trial: Trial) -> None:
+    trial.stage.build_fails = "[defaultAllocator.cpp::allocateAsync::48] Error Code 2: OutOfMemory (Requested amount of"
+    with_error(BuildOutOfMemory, trial.compile)
+    trial.stage.build_fails = ""
+
+    assert 0 < trial.backend.free_bytes() <= trial.backend.free_device_bytes()
+    half, least = trial.backend.lighter(BuildOptions())
+    trial.compile(workspace_mib=least.workspace_mib, optimization_level=least.optimization_level)
+
+    trt, size = tensorrt, trial.gpu.libcuda.gpu().memory_bytes
+    assert half.workspace_mib << 20 == size // 2 and half.optimization_level is None
+    trial.stage.config.set_memory_pool_limit.assert_called_once_with(trt.MemoryPoolType.WORKSPACE, size // 2)
+    assert trial.stage.config.builder_optimization_level == 1
 
 
 def phases(trial: Trial) -> None:
@@ -253,6 +286,21 @@ def ultralytics(trial: Trial) -> None:
         assert engine.signature.inputs[0].name == "x"
 
 
+def uploaded(trial: Trial) -> None:
+    """As the process that tries an uploaded engine does it."""
+    header = b'{"stride": 32}'
+    trial.engine.write_bytes(len(header).to_bytes(4, "little") + header + PLAN)
+    found = appraise(trial.backend, trial.engine)
+    assert found.signature.ranges["x"].max == (ROWS_MAX, 4) and found.signature.rows_max == 1
+    assert (found.problem, found.lengths, found.latency.rows) == ("", {"y": 4}, 1)
+    assert found.latency.runs > 0 and found.device_bytes > len(PLAN)
+
+    trial.engine.write_bytes(b"hello" * 100)
+    with_error(EngineUnloadable, lambda: appraise(trial.backend, trial.engine))
+    trial.stage.load_fails = "The engine plan file is not compatible, expecting library version 8.6.1 got 8.5.3"
+    with_error(EngineStale, lambda: appraise(trial.backend, trial.engine))
+
+
 def old_name(trial: Trial) -> None:
     """Fails on every version from 10: proves that a name which is gone is found."""
     config = create_autospec(tensorrt.IBuilderConfig, instance=True, spec_set=True)
@@ -273,7 +321,17 @@ SCENARIOS: dict[str, tuple[Callable[[Trial], None], dict[str, bool]]] = {
         scenario.__name__: (scenario, {})
         for scenario in (
             *(every_option, no_tactic_sources, half, calibrated, failed_calibration, unquantised, profiles, dla),
-            *(refused_build, phases, missing_operators, runs, runs_without_graphs, unloadable, ultralytics),
+            *(
+                refused_build,
+                lighter_builds,
+                phases,
+                missing_operators,
+                runs,
+                runs_without_graphs,
+                unloadable,
+                ultralytics,
+                uploaded,
+            ),
         )
     },
     "quantised": (quantised, {"quantised": True}),

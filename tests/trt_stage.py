@@ -44,6 +44,7 @@ class Stage:
         self.network_name = "doubled"
         self.flags: set[str] = {"TF32"}
         self.config: Any = None
+        self.runtime: Any = None  # the latest
         self.profiles = 0
         self.calibrated: list[np.ndarray] = []
         self.build_fails = ""  # what the builder logs before it fails
@@ -79,7 +80,7 @@ class Stage:
 
     def Runtime(self, logger: Any) -> Any:
         self.logger = logger
-        runtime = self._mock(self._real.Runtime)
+        runtime = self.runtime = self._mock(self._real.Runtime)
         runtime.num_DLA_cores = 2
         runtime.deserialize_cuda_engine.side_effect = self._deserialised
         return runtime

@@ -9,8 +9,8 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from app import __version__
-from app.api import calibrations, device, engines, infer, jobs, models, previews, problems, upkeep, v2
+from app import __version__, room
+from app.api import calibrations, device, engine_uploads, engines, infer, jobs, models, previews, problems, upkeep, v2
 from app.api.events import Changes
 from app.api.services import Services
 from app.api.shortcut import Shortcut
@@ -28,7 +28,8 @@ def create_app(services: Services) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping_up = asyncio.create_task(upkeep.keep_up(services))
-        yield
+        async with room.listening(services.settings.room_socket, services.inference.free_up):
+            yield
         keeping_up.cancel()
         app.state.changes.close()
         await services.inference.close()
@@ -40,6 +41,6 @@ def create_app(services: Services) -> FastAPI:
     app.state.changes = Changes(services.queue.revision)
     problems.install(app)
     app.add_middleware(Shortcut)  # added first, so innermost: the others see what it answers
-    for part in (jobs, models, calibrations, previews, engines, infer, device, upkeep, v2):
+    for part in (jobs, models, calibrations, previews, engines, engine_uploads, infer, device, upkeep, v2):
         app.include_router(part.router)
     return app

@@ -13,6 +13,7 @@ from app.api.responses import json_response, tagged_by_content
 from app.api.schemas import EngineSchema
 from app.api.services import Services, Wired
 from app.domain.builds import EngineRecord, parsed_ref
+from app.domain.errors import EngineDamaged
 
 router = APIRouter(tags=["engines"])
 
@@ -75,6 +76,10 @@ def _found(wired: Services, ref: str) -> EngineRecord:
 def download_engine(wired: Wired, ref: str) -> Response:
     """The engine file itself. It runs only under the facts that the engine's description states."""
     engine = _found(wired, ref)
+    if not wired.store.has(engine.blob):
+        raise EngineDamaged(
+            f"The file of engine {engine.ref} is not there.", hint=f"Load the engine: POST /engines/{engine.ref}/load."
+        )
     suffix = "trt" if engine.built.facts.backend == "tensorrt" else "onnx"
     return FileResponse(
         wired.store.path(engine.blob),

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 
+from app.api.estimates import estimator
 from app.api.responses import json_bytes
 from app.api.schemas import EventSchema, JobSchema
 from app.api.services import Services
+from app.domain.jobs import Job
 
 LOOK_S = 0.2  # between two looks at the revision, while anybody waits
 LOG_S = 0.3  # between two looks at a log file
@@ -88,7 +90,7 @@ async def job_stream(wired: Services, changes: Changes, job_id: str, after: int)
     yield f"retry: {_RETRY_MS}\n\n".encode()
     while not changes.closed:
         job = await run_in_threadpool(wired.queue.get, job_id)  # before the news: of an ended job they are complete
-        chunk = await run_in_threadpool(news.next)
+        chunk = await run_in_threadpool(news.next, job)
         if job.state.is_final and not chunk:
             yield _event("end", json_bytes(JobSchema.from_domain(job)))
             return
@@ -106,15 +108,21 @@ class _News:
 
     def __init__(self, wired: Services, job_id: str, after: int) -> None:
         self._queue = wired.queue
+        self._estimated_s = estimator(wired)  # looks it up once
         self._job_id = job_id
         self._after = after
         self._log = _LogTail(wired.settings.job_log(job_id))
 
-    def next(self) -> bytes:
+    def next(self, job: Job) -> bytes:
+        """
+        Args:
+            job: as it was just now.
+        """
         chunk = b""
         for event in self._queue.events(self._job_id, self._after, EVENTS_A_LOOK):
             self._after = event.seq
-            chunk += _event(event.kind.value, json_bytes(EventSchema.from_domain(event)), event.seq)
+            told = EventSchema.from_domain(event, job.started_at, self._estimated_s(job))
+            chunk += _event(event.kind.value, json_bytes(told), event.seq)
         for line in self._log.lines():
             chunk += _event("log", json_bytes({"line": line}))
         return chunk

@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi
+from app.api.estimates import estimated_s, estimator
 from app.api.events import Changes, job_stream
 from app.api.options import build_options
 from app.api.responses import json_response, matches, not_modified, tagged
@@ -42,7 +43,9 @@ async def request_build(
     limit_bytes = wired.settings.max_upload_mib << 20
     async with received_form(request, wired.store, _FILES, limit_bytes) as form:
         job = await run_in_threadpool(_build_from_form, wired, form, idempotency_key)
-    return json_response(JobSchema.from_domain(job), status=202, headers={"Location": f"/jobs/{job.id}"})
+    return json_response(
+        await run_in_threadpool(_whole, wired, job), status=202, headers={"Location": f"/jobs/{job.id}"}
+    )
 
 
 def _build_from_form(wired: Services, form: Form, idempotency_key: str | None) -> Job:
@@ -98,8 +101,9 @@ def list_jobs(
     if matches(request, etag):
         return not_modified(etag)
     jobs = wired.queue.list(state=state, name=name, after=after, limit=limit + 1)
+    estimate = estimator(wired)
     page = JobPage(
-        jobs=[JobSchema.from_domain(job) for job in jobs[:limit]],
+        jobs=[JobSchema.from_domain(job, estimated_s=estimate(job)) for job in jobs[:limit]],
         next=jobs[limit - 1].id if len(jobs) > limit else None,
     )
     return tagged(page, etag)
@@ -120,7 +124,11 @@ async def get_job(
     etag = _tag(job)
     if matches(request, etag):
         return not_modified(etag)
-    return tagged(JobSchema.from_domain(job, await run_in_threadpool(_candidates, wired, job)), etag)
+    return tagged(await run_in_threadpool(_whole, wired, job), etag)
+
+
+def _whole(wired: Services, job: Job) -> JobSchema:
+    return JobSchema.from_domain(job, _candidates(wired, job), estimated_s(wired, job))
 
 
 def _candidates(wired: Services, job: Job) -> tuple[Candidate, ...] | None:

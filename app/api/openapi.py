@@ -56,6 +56,19 @@ JOB_FORM = _body(
 _RAW = {"application/octet-stream": {"schema": _BINARY}}
 MODEL_BODY = _body({**_form({"model": _BINARY}, ["model"]), **_RAW})
 CALIBRATION_BODY = _body({**_form({"calibration": _BINARY}, ["calibration"]), **_RAW})
+ENGINE_FORM = _body(
+    {
+        **_form(
+            {
+                "file": {**_BINARY, "description": "a TensorRT engine, or .onnx or .ort for ONNX Runtime"},
+                "name": {"type": "string", "description": "of the engine: a-z, 0-9, '.', '_', '-'"},
+                **{name: _option_fields()[name] for name in ("backend", "preprocess", "labels")},
+            },
+            ["file", "name"],
+        ),
+        **_RAW,
+    }
+)
 INFER_BODY = _body(
     {
         "image/jpeg": {"schema": _BINARY},

@@ -23,6 +23,7 @@ from app.domain.preprocess import Preprocess
 from app.domain.tensors import Signature
 from app.serving.seats import EngineState, WarmState
 from app.storage.codec import encode
+from app.storage.jobs import utc_now
 
 
 def options_given(options: BuildOptions) -> dict[str, Any]:
@@ -91,11 +92,15 @@ class JobSchema(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    elapsed_s: float | None  # since the latest attempt began, at its end if it has ended; null before it
+    estimated_s: float | None  # how long builds like it took on this device; null: unknown, or the job has ended
     candidates: list[Candidate] | None  # of a succeeded build with precision auto, in GET /jobs/{id} only
     links: dict[str, str]
 
     @classmethod
-    def from_domain(cls, job: Job, candidates: tuple[Candidate, ...] | None = None) -> JobSchema:
+    def from_domain(
+        cls, job: Job, candidates: tuple[Candidate, ...] | None = None, estimated_s: float | None = None
+    ) -> JobSchema:
         here = f"/jobs/{job.id}"
         links = {"self": here, "log": f"{here}/log", "events": f"{here}/events"}
         if job.engine is not None:
@@ -116,6 +121,8 @@ class JobSchema(BaseModel):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
+            elapsed_s=_between_s(job.started_at, job.finished_at or utc_now()),
+            estimated_s=estimated_s,
             candidates=list(candidates) if candidates is not None else None,
             links=links,
         )
@@ -133,9 +140,11 @@ class EventSchema(BaseModel):
     kind: str
     stage: str | None
     message: str
+    elapsed_s: float | None  # since the latest attempt began; null before it
+    estimated_s: float | None  # as the job's
 
     @classmethod
-    def from_domain(cls, event: JobEvent) -> EventSchema:
+    def from_domain(cls, event: JobEvent, started_at: datetime | None, estimated_s: float | None) -> EventSchema:
         return cls(
             seq=event.seq,
             job=event.job,
@@ -143,7 +152,14 @@ class EventSchema(BaseModel):
             kind=event.kind.value,
             stage=event.stage.value if event.stage else None,
             message=event.message,
+            elapsed_s=_between_s(started_at, event.at),
+            estimated_s=estimated_s,
         )
+
+
+def _between_s(start: datetime | None, end: datetime) -> float | None:
+    """None when the end lies before, or nothing has started."""
+    return round((end - start).total_seconds(), 1) if start is not None and end >= start else None
 
 
 class WarmSchema(BaseModel):
@@ -171,7 +187,7 @@ class EngineSchema(BaseModel):
     int8_method: str | None
     backend: str
     size_bytes: int
-    model: str
+    model: str | None  # null: uploaded as an engine
     calibration: str | None
     options: dict[str, Any]
     preprocess: Preprocess | None
@@ -184,6 +200,7 @@ class EngineSchema(BaseModel):
     warnings: list[str]
     facts: Facts
     created_at: datetime
+    damaged_at: datetime | None  # when its file was found damaged; null: it is whole
     warm: WarmSchema | None  # null: cold
     links: dict[str, str]
 
@@ -211,11 +228,12 @@ class EngineSchema(BaseModel):
             warnings=list(built.warnings),
             facts=built.facts,
             created_at=engine.created_at,
+            damaged_at=engine.damaged_at,
             warm=WarmSchema.model_validate(warm, from_attributes=True) if warm else None,
             links={
                 "self": here,
                 "file": f"{here}/file",
                 "infer": f"/infer/{engine.ref}",
-                "model": f"/models/{engine.model}",
+                **({"model": f"/models/{engine.model}"} if engine.model else {}),
             },
         )

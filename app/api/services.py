@@ -9,12 +9,14 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from app.intake import Intake
+from app.prebuilt import Prebuilt
 from app.retention import Retention
 from app.serving.service import InferenceService
 from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
 from app.storage.jobs import JobQueue
+from app.storage.similar import BuildHistory
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Services:
     inference: InferenceService
     retention: Retention
     workers_alive: Callable[[], int]
+    history: BuildHistory
+    prebuilt: Prebuilt
 
 
 def services(request: Request) -> Services:

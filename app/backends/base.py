@@ -167,6 +167,10 @@ class Backend(Protocol):
         """What an engine compiled here and now is valid under. Cheap: no runtime is started for it."""
         ...
 
+    def free_bytes(self) -> int:
+        """Memory that engines can still take: of the device and of the system, whichever is less."""
+        ...
+
     def check(self, onnx: Path) -> None:
         """Refuse a model that this backend cannot read, before anything long starts.
 
@@ -191,6 +195,10 @@ class Backend(Protocol):
         """Whether FP16 is asked for by casting the graph before `compile`, rather than by a flag."""
         ...
 
+    def lighter(self, options: BuildOptions) -> Sequence[BuildOptions]:
+        """The same build with less and less memory; empty where `compile` has nothing to lower."""
+        ...
+
     def compile(
         self,
         onnx: Path,
@@ -212,6 +220,7 @@ class Backend(Protocol):
 
         Raises:
             CompileFailed: the runtime's own words are in it.
+            BuildOutOfMemory: there was not enough of it.
         """
         ...
 

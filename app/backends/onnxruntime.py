@@ -13,6 +13,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import onnxruntime as ort
 
 from app.backends.base import Backend, Context, LoadedEngine, Progress, Samples
 from app.backends.cpu import cpu_name
+from app.backends.memory import available_bytes
 from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
 from app.domain.errors import CompileFailed, EngineUnloadable, ExecutionFailed
 from app.domain.tensors import ANY, DType, ShapeRange, Signature, Tensors, TensorSpec
@@ -58,10 +60,16 @@ class OnnxRuntime(Backend):
     def facts(self) -> Facts:
         return Facts(self.name, ort.__version__, cpu_name(), platform.machine())
 
+    def free_bytes(self) -> int:
+        return available_bytes()
+
     def check(self, onnx: Path) -> None:
         from app.backends import onnxruntime_models  # needs the onnx package, which only the build child imports
 
         onnxruntime_models.check(onnx)
+
+    def lighter(self, options: BuildOptions) -> Sequence[BuildOptions]:
+        return ()  # its optimiser has no limits to set
 
     def compile(
         self,
@@ -115,6 +123,8 @@ class OnnxRuntime(Backend):
         # Whatever was worth optimising is optimised in the file: doing it again would only cost time.
         setup = self._setup(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
         setup.intra_op_num_threads = threads
+        if is_ort_format(engine):  # of an upload; told by its content, as stored files have no suffix
+            setup.add_session_config_entry("session.load_model_format", "ORT")
         try:
             return _session(engine, setup)
         except _RuntimeRefused as error:
@@ -135,6 +145,13 @@ class OnnxRuntime(Backend):
         # A pool that spins after a run takes the processor from the other contexts and from the server.
         setup.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return setup
+
+
+def is_ort_format(path: Path) -> bool:
+    """Whether the file is in the runtime's own format (.ort), by its mark; one that cannot be read is not."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(8)[4:] == b"ORTM"
+    return False
 
 
 class _Sessions:
@@ -249,6 +266,8 @@ class _RuntimeRefused(Exception):
 def _session(path: Path, setup: Any) -> Any:
     try:
         return ort.InferenceSession(str(path), setup, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
     except Exception as error:  # the runtime's exceptions have no base of their own
         raise _RuntimeRefused(_words(error).replace(str(path), "the file")) from error
 

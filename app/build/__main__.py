@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.build.process import be_first_to_go, die_with_parent
 from app.build.workdir import WorkDir
-from app.domain.errors import BuildCrashed, ServiceError
+from app.domain.errors import BuildCrashed, BuildOutOfMemory, ServiceError
 from app.domain.jobs import Failure
 
 log = logging.getLogger("app.build")
@@ -43,6 +43,11 @@ def _build(work: WorkDir) -> int:
         log.error("%s: %s", error.code, error.detail)
         cause = _cause(error).replace(f"{work.root}/", "")
         work.write_failure(Failure(error.code, error.detail, error.hint, cause))
+        return EXPECTED_FAILURE
+    except MemoryError:
+        log.exception("out of memory")
+        hint = "Lower the largest batch (max_shapes), unload engines, or add swap."
+        work.write_failure(Failure(BuildOutOfMemory.code, "The system has no memory left for the build.", hint))
         return EXPECTED_FAILURE
     except Exception as error:
         log.exception("The build stopped on a bug.")

@@ -12,6 +12,7 @@ import onnx
 
 from app.backends import registry
 from app.backends.base import Backend
+from app.backends.memory import peak_bytes
 from app.backends.onnxruntime_models import limits
 from app.build import graph
 from app.build.arrival import arrived, uploaded_reference
@@ -82,6 +83,8 @@ def build(work: WorkDir, spec: BuildSpec, report: Report) -> BuiltEngine:
         precision=made.kind.precision,
         int8_method=made.kind.method,
         candidates=candidates,
+        device_bytes=made.proof.device_bytes,
+        peak_bytes=peak_bytes(),
     )
 
 

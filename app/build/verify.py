@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from app.backends.base import Context, LoadedEngine, Progress
 from app.build.compare import Comparison, problems, refuse_other_names
 from app.build.graph import Source
 from app.build.joining import ROWS, dependence
+from app.build.latency import measured_latency
 from app.build.plan import Plan
 from app.build.probes import full_contrast
 from app.build.reference import Reference
@@ -25,8 +25,6 @@ from app.domain.tensors import ANY, Shape, Signature, Tensors, TensorSpec
 _SAMPLES = 8  # rows compared at least
 _BULK_ROWS = 8  # a run of samples, where the model takes any number
 _PROBE_MARGIN_DB = 5  # images that no sample is like are allowed to lose so much more
-_LATENCY_RUNS = 200  # at most,
-_LATENCY_S = 2.0  # in so many seconds
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Proof:
     outputs: tuple[TensorSpec, ...]  # as declared, where runs bear it out
     rows_max: int  # rows that may be joined into one run
     latency: Latency
+    device_bytes: int  # that the engine holds after these runs
 
 
 def is_random(reference: Reference, source: Source, shapes: RunShapes) -> bool:
@@ -86,7 +85,8 @@ class Trial:
             outputs = self._observed_outputs()
             rows_max = 1 if found else self._rows_max(outputs, rows_limit)
             inputs, _ = self._reference.sample(self._shapes.base, seed=1)
-            return Proof(accuracy, found, outputs, rows_max, _latency(self._context, inputs, self._shapes.rows))
+            latency = measured_latency(self._context, inputs, self._shapes.rows)
+            return Proof(accuracy, found, outputs, rows_max, latency, self._engine.device_bytes)
 
     def measured(self, tolerance: Tolerance) -> tuple[Accuracy, tuple[str, ...]]:
         """The first part of the proof: how far the answers are off, and what of that is not tolerated."""
@@ -275,22 +275,4 @@ def _merged(declared: Shape, observed: set[Shape]) -> Shape:
     same_rank = [shape for shape in observed if len(shape) == len(declared)]
     return tuple(
         length if all(shape[axis] == length for shape in same_rank) else ANY for axis, length in enumerate(declared)
-    )
-
-
-def _latency(context: Context, inputs: Tensors, rows: int) -> Latency:
-    """Time runs, one after the other, on one context that has run before."""
-    times_s: list[float] = []
-    end = time.perf_counter() + _LATENCY_S
-    while len(times_s) < _LATENCY_RUNS and (not times_s or time.perf_counter() < end):
-        start = time.perf_counter()
-        context.run(inputs)
-        times_s.append(time.perf_counter() - start)
-    p50, p99 = np.percentile(times_s, (50, 99)) * 1e3
-    return Latency(
-        p50_ms=float(p50),
-        p99_ms=float(p99),
-        throughput_per_s=rows * len(times_s) / sum(times_s),
-        rows=rows,
-        runs=len(times_s),
     )

@@ -23,7 +23,7 @@ from app.build.tolerances import tolerance_of
 from app.build.verify import Proof, Trial
 from app.build.workdir import BuildSpec, WorkDir
 from app.domain.builds import INT8_DOUBTFUL_DB, Candidate, Int8Method, Placement, Precision, Tolerance
-from app.domain.errors import AccuracyLost, ServiceError
+from app.domain.errors import AccuracyLost, CastFailed, ServiceError
 from app.domain.jobs import Stage
 
 _TOLERATE = "allow more with the option tolerance if the difference does not matter to you."
@@ -109,28 +109,39 @@ class Workshop:
         """What the backend compiles: cast or quantised where it wants that in the graph."""
         out, source = self._file(kind, ".onnx"), self.plan.source
         if kind.precision is Precision.FP16 and self.backend.fp16_in_graph and not source.is_half:
-            cut = cast_to_half(self.model, out)
-            if cut:
-                progress.warn(f"{len(cut)} weights were cut to what a float16 holds, {cut[0]!r} first.")
+            _halve(self.model, out, progress)
             return out
         if kind.method is Int8Method.QDQ and not source.is_quantised:
             self.report.stage(Stage.QUANTISE, "quantising the graph")
-            self._quantise(kind, out, progress)
-            return out
+            return self._quantised(kind, out, progress)
         return self.model
 
-    def _quantise(self, kind: Kind, out: Path, progress: Progress) -> None:
+    def _quantised(self, kind: Kind, out: Path, progress: Progress) -> Path:
         ranging = self.spec.options.int8_ranging
         quantiser = Quantiser(self._samples(), self.plan.shapes, ranging, self._cache(), progress)
         quantiser.quantise(self.model, out, self.backend.placement)
         if self.backend.placement is Placement.ONNXRUNTIME:  # soon proven on this very runtime
-            return
-        with closing(registry.backend("onnxruntime").load(out)) as graph:
+            return out
+        made = self._halved(kind, out, progress)
+        with closing(registry.backend("onnxruntime").load(made)) as graph:
             trial = Trial(graph, self.reference, self.plan, kind.precision, progress)
             accuracy, problems = trial.measured(self._tolerance(kind))
         if problems:
             raise self._lost(kind, ("The quantised graph, before it was compiled:", *problems))
         progress.step(f"the quantised graph on ONNX Runtime: {accuracy_text(accuracy)}")
+        return made
+
+    def _halved(self, kind: Kind, quantised: Path, progress: Progress) -> Path:
+        """What is not integer in float16, where only the graph can say so; elsewhere a flag does."""
+        if not self.backend.fp16_in_graph or self.plan.source.is_half:
+            return quantised
+        out = self._file(kind, ".half.onnx")
+        try:
+            _halve(quantised, out, progress)
+        except CastFailed as error:
+            progress.warn(f"The layers that are not quantised stay in float32. {error.detail}")
+            return quantised
+        return out
 
     def _samples(self) -> Samples:
         if self.calibration.samples is None:
@@ -181,6 +192,12 @@ class Workshop:
         samples = self.plan.held_back.samples if self.plan.held_back else self._samples()
         found = worst_layers(plain, quantised, samples, rows_of_a_run(self.plan.shapes, 1))
         return (f"Worst layers: {', '.join(found)}.",) if found else ()
+
+
+def _halve(model: Path, out: Path, progress: Progress) -> None:
+    cut = cast_to_half(model, out)
+    if cut:
+        progress.warn(f"{len(cut)} weights were cut to what a float16 holds, {cut[0]!r} first.")
 
 
 class _Beside(Progress):

@@ -18,6 +18,8 @@ def accuracy_table(engine: Json) -> Group:
     """Every output of the engine against the unmodified source model."""
     accuracy = engine["accuracy"]
     compared = f"{accuracy['samples']} {accuracy['inputs']} samples, against {accuracy['reference']}"
+    if not accuracy["samples"]:
+        compared = "not verified, it was uploaded as an engine"
     rows = [
         (
             output["name"],
@@ -138,6 +140,8 @@ def job_table(job: Json) -> Group:
         ("created", job["created_at"]),
         ("started", job["started_at"]),
         ("finished", job["finished_at"]),
+        ("elapsed", number(job.get("elapsed_s"), ".1f", " s")),
+        ("estimated", number(job.get("estimated_s"), ".0f", " s, as builds like it took")),
         ("failure", failure.get("code")),
     ]
     return titled(f"job {job['id']}", pairs(rows))

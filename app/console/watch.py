@@ -48,12 +48,13 @@ def followed(events: Iterator[Event], console: Console) -> dict[str, Any]:
 
 class _Steps:
     """One line a step of the job, with its elapsed time. How long a step will take nobody knows, so no share of it
-    is shown."""
+    is shown; how long builds like this one took, where there were some, is said once."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._started = time.monotonic()
         self._doing: tuple[str, TaskID | None] = ("", None)
+        self._has_estimate = False
         columns = (SpinnerColumn(finished_text="✓"), TextColumn("{task.description}", markup=False))
         self._bar = Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal)
 
@@ -67,6 +68,7 @@ class _Steps:
 
     def show(self, event: Event) -> None:
         data = event.data
+        self._show_estimate(data.get("estimated_s"))
         if event.kind == "warning":
             self._console.print(f"warning: {data['message']}", style="yellow", markup=False, highlight=False)
         elif event.kind == "step":
@@ -77,6 +79,11 @@ class _Steps:
             self._begin(data["message"])
         elif event.kind == "job":
             self._begin(data["stage"] or data["state"])
+
+    def _show_estimate(self, estimated_s: float | None) -> None:
+        if estimated_s is not None and not self._has_estimate:
+            self._has_estimate = True
+            self._console.print(f"builds like this one took about {estimated_s:.0f} s", highlight=False)
 
     def _begin(self, text: str) -> None:
         if text == self._doing[0]:

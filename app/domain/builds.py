@@ -18,7 +18,7 @@ from app.domain.tensors import Shape, Signature
 Digest = NewType("Digest", str)  # "sha256:" and 64 hex digits: the name of stored bytes
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-RECIPE_REVISION = 2  # raise it when the build recipe changes what it produces: old engines are then not reused
+RECIPE_REVISION = 3  # raise it when the build recipe changes what it produces: old engines are then not reused
 
 
 class ModelFormat(str, Enum):
@@ -38,6 +38,7 @@ class Precision(str, Enum):
     FP16 = "fp16"
     INT8 = "int8"  # layers that quantise; the others run in the next best precision
     AUTO = "auto"  # the fastest of the others that stays within its tolerance; never an engine's own
+    UNKNOWN = "unknown"  # of an engine that was uploaded; never asked for
 
 
 class Int8Method(str, Enum):
@@ -219,6 +220,8 @@ class BuiltEngine:
     precision: Precision = Precision.FP32  # what was built: never AUTO
     int8_method: Int8Method | None = None  # None unless INT8
     candidates: tuple[Candidate, ...] = ()  # all that precision auto looked at; empty without it
+    device_bytes: int | None = None  # that it held with one context; None: built before that was measured, as the next
+    peak_bytes: int | None = None  # of the build process
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ class Publication:
     name: str
     key: str  # engine_key(): equal keys are one engine
     blob: Digest  # the engine file
-    model: Digest
+    model: Digest | None  # None: uploaded as an engine
     calibration: Digest | None
     options: BuildOptions
     built: BuiltEngine
@@ -242,11 +245,12 @@ class EngineRecord:
     version: int  # 1, 2, …; never given twice
     key: str
     blob: Digest
-    model: Digest
+    model: Digest | None  # None: uploaded as an engine, so that nobody can build it again
     calibration: Digest | None
     options: BuildOptions
     built: BuiltEngine
     created_at: datetime
+    damaged_at: datetime | None = None  # when its file was found not to be what was stored; None: it is whole
 
     @property
     def ref(self) -> str:

@@ -116,6 +116,26 @@ class PrecisionUnsupported(InvalidInput):
     title = "The backend cannot build this precision"
 
 
+class EngineRejected(InvalidInput):
+    code = "engine_rejected"
+    title = "The upload is not an engine that this device can run"
+
+
+class EngineForeign(InvalidInput):
+    code = "engine_foreign"
+    title = "The uploaded engine was built for another device or runtime version"
+
+
+class EngineCrashes(InvalidInput):
+    code = "engine_crashes"
+    title = "The process that tried the uploaded engine crashed"
+
+
+class EngineHangs(InvalidInput):
+    code = "engine_hangs"
+    title = "The uploaded engine did not load and answer in time"
+
+
 class CalibrationRequired(InvalidInput):
     code = "calibration_required"
     title = "INT8 needs calibration samples"
@@ -214,6 +234,12 @@ class EngineTooLarge(Unavailable):
 class EngineStale(Unavailable):
     code = "engine_stale"
     title = "The engine was built for another device or runtime version"
+    retry_after_s = 30
+
+
+class EngineDamaged(Unavailable):
+    code = "engine_damaged"
+    title = "The engine's file is not what was stored"
     retry_after_s = 30
 
 
@@ -401,6 +427,11 @@ class BuildTimedOut(BuildFailed):
 class BuildKilled(BuildFailed):
     code = "build_killed"
     title = "The build was ended by the system"
+
+
+class BuildOutOfMemory(BuildFailed):
+    code = "build_out_of_memory"
+    title = "The build ran out of memory"
 
 
 class BuildCrashed(BuildFailed):

@@ -139,6 +139,21 @@ def check_inputs(tensors: Mapping[str, Tensor], signature: Signature) -> None:
         _check_rows({spec.name: tensors[spec.name].shape[0] for spec in signature.inputs})
 
 
+def warm_up_inputs(signature: Signature, rows: int | None = None) -> Tensors:
+    """Inputs of the shape that the engine is best at, else of the smallest that its signature admits.
+
+    All ones: as divisor and as index they do less harm than zeros.
+
+    Args:
+        rows: where axis 0 is a batch axis: its length; None: as above.
+    """
+    shapes = {spec.name: tuple(1 if length == ANY else length for length in spec.shape) for spec in signature.inputs}
+    shapes.update({name: allowed.opt for name, allowed in signature.ranges.items()})
+    if rows is not None and signature.rows_max > 1:
+        shapes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
+    return {spec.name: np.ones(shapes[spec.name], spec.dtype.numpy) for spec in signature.inputs}
+
+
 def _check(tensor: Tensor, spec: TensorSpec, allowed: ShapeRange | None) -> None:
     if tensor.dtype != spec.dtype.numpy:
         raise TensorRejected(

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 
 from app.backends.base import LoadedEngine
 from app.domain.builds import Digest, EngineRecord
-from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse, ServiceError, ShuttingDown
+from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse
+from app.room import Room
+from app.serving.opening import opened
+from app.serving.refusals import device_full, others_in_use, over_budget, stopping
 from app.serving.seats import EngineState, Seat, WarmState
 from app.serving.warm import WarmEngine
 
 __all__ = ["EnginePool", "EngineState", "WarmState"]
 
 log = logging.getLogger(__name__)
-
-MIB = 1024 * 1024
 
 
 class EnginePool:
@@ -38,6 +41,7 @@ class EnginePool:
         keep_alive_s: float,
         contexts: int,
         queue_rows_max: int,
+        free_bytes: Callable[[str], int] = lambda backend: sys.maxsize,
         clock: Callable[[], float] = time.monotonic,
         room_wait_s: float = 5,
         drain_s: float = 30,
@@ -48,6 +52,8 @@ class EnginePool:
             keep_alive_s: 0 = unused engines stay until their room is needed.
             contexts: of each engine; 0: as many as make the most of its device.
             queue_rows_max: rows that may wait for one engine.
+            free_bytes: memory that the backend of that name could still take; may block, runs on a thread of the
+                pool.
             clock: seconds; decides what is unused and for how long.
             room_wait_s: how long a load waits for leased engines to be given back.
             drain_s: how long `unload` waits for leases to end.
@@ -57,6 +63,7 @@ class EnginePool:
         self._keep_alive_s = keep_alive_s
         self._contexts = contexts
         self._queue_rows_max = queue_rows_max
+        self._free_bytes = free_bytes
         self._clock = clock
         self._room_wait_s = room_wait_s
         self._drain_s = drain_s
@@ -119,6 +126,23 @@ class EnginePool:
             )
         return bool(leaving)
 
+    async def free_up(self, needed_bytes: int, backend: str) -> Room:
+        """Evict idle engines, the least recently used first, until that backend could take so much.
+
+        Returns:
+            What is free now, which may be less, and which engines had to go.
+        """
+        evicted: list[str] = []
+        look = partial(asyncio.get_running_loop().run_in_executor, self._keeper, self._free_bytes, backend)
+        while (free := await look()) < needed_bytes:
+            idle = [seat for seat in self._seats.values() if seat.is_idle]
+            if not idle:
+                break
+            oldest = min(idle, key=lambda seat: seat.last_used_s)
+            evicted += sorted(oldest.refs)
+            await asyncio.wait({self._retire(oldest)})
+        return Room(free, tuple(evicted))
+
     async def unload_unused(self) -> None:
         """Unload what nobody has used for `keep_alive_s`; also done in the background."""
         since_s = self._clock() - self._keep_alive_s
@@ -152,7 +176,7 @@ class EnginePool:
     def _seat(self, record: EngineRecord) -> Seat:
         """The engine's seat; a new one begins to load."""
         if self._is_closed:
-            raise _stopping()
+            raise stopping()
         seat = self._seats.get(record.blob)
         if seat is None:
             seat = self._seats[record.blob] = Seat(record, last_used_s=self._clock())
@@ -170,7 +194,7 @@ class EnginePool:
                 await asyncio.wait(earlier, timeout=self._drain_s)
             async with self._one_load:
                 if self._is_closed:
-                    raise _stopping()
+                    raise stopping()
                 started_s = time.perf_counter()
                 seat.warm = await self._loaded(seat.record)
         except BaseException:
@@ -186,6 +210,7 @@ class EnginePool:
 
     async def _loaded(self, record: EngineRecord) -> WarmEngine:
         await self._make_room(self._estimate(record), record)
+        await self._make_free(self._estimate(record), record)
         try:
             warm = await self._opened(record)
         except (EngineTooLarge, EngineUnloadable):  # perhaps for want of memory
@@ -201,50 +226,31 @@ class EnginePool:
         return warm
 
     async def _opened(self, record: EngineRecord) -> WarmEngine:
-        try:
-            engine = await asyncio.get_running_loop().run_in_executor(self._keeper, self._load_file, record)
-            return await WarmEngine.opened(
-                engine,
-                record.built.signature,
-                contexts=self._contexts,
-                queue_rows_max=self._queue_rows_max,
-                keeper=self._keeper,
-            )
-        except ServiceError:
-            raise
-        except MemoryError as error:
-            raise EngineTooLarge(
-                f"The system has no memory left for {record.ref}.", hint="Unload other engines, or build a smaller one."
-            ) from error
-        except Exception as error:
-            log.exception("an engine did not load", extra={"engine": record.ref})
-            raise EngineUnloadable(
-                f"The runtime could not load {record.ref}: {type(error).__name__}.",
-                hint="See the service's log for the cause; building the engine again may help.",
-            ) from error
+        limits = {"contexts": self._contexts, "queue_rows_max": self._queue_rows_max}
+        return await opened(record, self._load_file, keeper=self._keeper, **limits)
 
     async def _make_room(self, needed_bytes: int, record: EngineRecord) -> None:
         """Evict idle engines until so much fits; wait, within bounds, for leased ones to become idle."""
         if needed_bytes > self.budget_bytes:
-            raise EngineTooLarge(
-                f"{record.ref} needs {_mib(needed_bytes)} MiB; the budget of all engines is"
-                f" {_mib(self.budget_bytes)} MiB.",
-                hint="Raise engine_memory_mib, or build a smaller engine.",
-            )
+            raise over_budget(record, needed_bytes, self.budget_bytes)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._room_wait_s
         while self.used_bytes + needed_bytes > self.budget_bytes:
             if self._is_closed:
-                raise _stopping()
+                raise stopping()
             idle = [seat for seat in self._seats.values() if seat.is_idle]
             if idle:
                 await asyncio.wait({self._retire(min(idle, key=lambda seat: seat.last_used_s))})
             elif not await self._changed(deadline_s - loop.time()):
-                raise EngineTooLarge(
-                    f"{record.ref} needs {_mib(needed_bytes)} MiB; engines in use hold {_mib(self.used_bytes)} of"
-                    f" {_mib(self.budget_bytes)} MiB.",
-                    hint="Send the request again when they are idle, unload a pinned one, or raise engine_memory_mib.",
-                )
+                raise others_in_use(record, needed_bytes, self.used_bytes, self.budget_bytes)
+
+    async def _make_free(self, needed_bytes: int, record: EngineRecord) -> None:
+        """Evict idle engines until the device has so much left: others use its memory as well."""
+        room = await self.free_up(needed_bytes, record.built.facts.backend)
+        if room.evicted:
+            log.info("engines evicted", extra={"to_load": record.ref, "evicted": ", ".join(room.evicted)})
+        if room.free_bytes < needed_bytes:
+            raise device_full(record, needed_bytes, room.free_bytes)
 
     async def _evict_idle(self) -> bool:
         idle = [seat for seat in self._seats.values() if seat.is_idle]
@@ -273,7 +279,7 @@ class EnginePool:
         self._tell_change()
 
     def _estimate(self, record: EngineRecord) -> int:
-        return self._measured.get(record.blob, record.built.size_bytes)
+        return self._measured.get(record.blob, record.built.device_bytes or record.built.size_bytes)
 
     async def _changed(self, timeout_s: float | None) -> bool:
         """Wait until a lease ends or an engine has left; False when the time is over."""
@@ -290,11 +296,3 @@ class EnginePool:
         while True:
             await asyncio.sleep(min(self._keep_alive_s / 4, 10))
             await self.unload_unused()
-
-
-def _mib(count_bytes: int) -> int:
-    return -(-count_bytes // MIB)
-
-
-def _stopping() -> ShuttingDown:
-    return ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")

@@ -26,6 +26,7 @@ from app.domain.errors import (
 )
 from app.domain.preprocess import Preprocess, row_from_image
 from app.domain.tensors import ANY, Shape, Signature, Tensor, Tensors, check_inputs, described
+from app.room import Room
 from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
 from app.serving.batcher import Run, rows_limit
 from app.serving.lookups import Lookups
@@ -160,6 +161,10 @@ class InferenceService:
     def states(self) -> list[WarmState]:
         """Every engine that is loading, ready or draining."""
         return self._pool.states()
+
+    async def free_up(self, needed_bytes: int, backend: str) -> Room:
+        """Evict idle engines until that backend could take so much; see `EnginePool.free_up`."""
+        return await self._pool.free_up(needed_bytes, backend)
 
     @property
     def used_bytes(self) -> int:

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 
-import numpy as np
-
 from app.backends.base import Context, LoadedEngine
 from app.domain.errors import ServiceError
-from app.domain.tensors import ANY, Signature, Tensors
+from app.domain.tensors import Signature, Tensors, warm_up_inputs
 from app.serving.batcher import MicroBatcher, Run, rows_limit
 from app.serving.contexts import ContextThread
 from app.serving.tuning import BUDGET_S, GAIN, ON_LOOP_S, Tuning, fastest, measured
@@ -107,21 +105,6 @@ class WarmEngine:
 def rows_in(tensors: Tensors, signature: Signature) -> int:
     """Rows of a request: the length of axis 0 where it is a batch axis, else 1."""
     return tensors[signature.inputs[0].name].shape[0] if signature.rows_max > 1 else 1
-
-
-def warm_up_inputs(signature: Signature, rows: int | None = None) -> Tensors:
-    """Inputs of the shape that the engine is best at, else of the smallest that its signature admits.
-
-    All ones: as divisor and as index they do less harm than zeros.
-
-    Args:
-        rows: where axis 0 is a batch axis: its length; None: as above.
-    """
-    shapes = {spec.name: tuple(1 if length == ANY else length for length in spec.shape) for spec in signature.inputs}
-    shapes.update({name: allowed.opt for name, allowed in signature.ranges.items()})
-    if rows is not None and signature.rows_max > 1:
-        shapes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
-    return {spec.name: np.ones(shapes[spec.name], spec.dtype.numpy) for spec in signature.inputs}
 
 
 async def _warm(open_context: Callable[[], Context], signature: Signature) -> ContextThread:

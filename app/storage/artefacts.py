@@ -1,7 +1,7 @@
 """Stored bytes, named by their digest: models, calibration archives, engines.
 
-Under the root: `objects/ab/cdef…` holds what is whole and on disk, `drafts/` what is being written, `lock` keeps a
-sweep and a commit from meeting on one object.
+Under the root: `objects/ab/cdef…` holds what is whole and on disk, `drafts/` what is being written, `quarantine/` what
+was found damaged; `lock` keeps a sweep and a commit from meeting on one object.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from app.domain.errors import DiskFull, InvalidRequest, StorageUnwritable
 
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 CHUNK_BYTES = 1 << 20
+QUARANTINED_MAX = 3
 SPACE_CHECK_BYTES = 16 << 20  # how much is written between two looks at the free space
 
 
@@ -42,6 +43,7 @@ class ArtefactStore:
         self._used_bytes_max = used_bytes_max
         self._objects = root / "objects"
         self._drafts = root / "drafts"
+        self._quarantine = root / "quarantine"
         self._lock = root / "lock"
         for folder in (self._objects, self._drafts):
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,6 +98,18 @@ class ArtefactStore:
         for chunk in _chunks(self.path(digest)):
             hashed.update(chunk)
         return hashed.hexdigest() == self.path(digest).name
+
+    def quarantine(self, digest: str) -> None:
+        """Move a damaged artefact aside, for a look; of those only the last few are kept."""
+        folder = self._quarantine
+        with self._locked():
+            if self.verify(digest):  # whole again in the meantime
+                return
+            folder.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):
+                self.path(digest).replace(folder / self.path(digest).name)
+            for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_ctime)[:-QUARANTINED_MAX]:
+                path.unlink()
 
     def delete(self, digest: str) -> None:
         """Remove the artefact, if it is stored. Nothing may refer to it any more."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Table, delete, func, insert, select
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
 from app.domain.builds import (
@@ -83,8 +83,9 @@ class Catalogue:
             return _engine(connection, name, version)
 
     def engine_by_key(self, key: str) -> EngineRecord | None:
-        """The newest engine of that key, under whatever name; None when there is none."""
-        query = select(engines).where(engines.c.key == key).order_by(engines.c.seq.desc()).limit(1)
+        """The newest undamaged engine of that key, under whatever name; None when there is none."""
+        whole = engines.c.damaged_at.is_(None)
+        query = select(engines).where(engines.c.key == key, whole).order_by(engines.c.seq.desc()).limit(1)
         with self._database.reader() as connection:
             row = connection.execute(query).one_or_none()
         return None if row is None else as_domain(EngineRecord, row)
@@ -108,6 +109,18 @@ class Catalogue:
                 known = select(engines.c.seq).where(engines.c.name == engine, engines.c.version == version)
                 query = query.where(engines.c.seq < _cursor(connection.scalar(known), after))
             return [as_domain(EngineRecord, row) for row in connection.execute(query)]
+
+    def add_engine(self, publication: Publication, now: datetime) -> EngineRecord:
+        """Publish an engine that no job has built."""
+        with self._database.writer() as connection:
+            return publish(connection, publication, now)
+
+    def mark_damaged(self, blob: Digest, now: datetime) -> None:
+        """Note that the file of these engines is not what was stored, until the same bytes are published again."""
+        with self._database.writer() as connection:
+            newly = engines.c.blob == blob, engines.c.damaged_at.is_(None)
+            if connection.execute(update(engines).where(*newly).values(damaged_at=now)).rowcount:
+                raise_revision(connection)
 
     def delete_engine(self, name: str, version: int) -> None:
         """Forget an engine; a sweep removes its bytes, and its version is not given again. Raises EngineNotFound."""
@@ -151,10 +164,16 @@ class Catalogue:
 
 
 def publish(connection: Connection, publication: Publication, now: datetime) -> EngineRecord:
-    """Give an engine its version, in the caller's transaction; a version of the same name and key stays the one."""
+    """Give an engine its version, in the caller's transaction; a version of the same name and key stays the one.
+
+    Damaged engines of the same bytes are whole again; others of that name and key do not count.
+    """
+    healed = update(engines).where(engines.c.blob == publication.blob, engines.c.damaged_at.is_not(None))
+    if connection.execute(healed.values(damaged_at=None)).rowcount:
+        raise_revision(connection)
     same = (
         select(engines)
-        .where(engines.c.key == publication.key, engines.c.name == publication.name)
+        .where(engines.c.key == publication.key, engines.c.name == publication.name, engines.c.damaged_at.is_(None))
         .order_by(engines.c.seq.desc())
         .limit(1)
     )
@@ -176,8 +195,8 @@ def publish(connection: Connection, publication: Publication, now: datetime) -> 
 
 def is_published(connection: Connection, publication: Publication) -> bool:
     """Whether an engine, under whatever name, has the publication's key and bytes."""
-    same = select(engines.c.seq).where(engines.c.key == publication.key, engines.c.blob == publication.blob)
-    return connection.scalar(same.limit(1)) is not None
+    same = engines.c.key == publication.key, engines.c.blob == publication.blob, engines.c.damaged_at.is_(None)
+    return connection.scalar(select(engines.c.seq).where(*same).limit(1)) is not None
 
 
 class _Uploads(Generic[Upload]):

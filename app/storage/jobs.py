@@ -78,12 +78,13 @@ class JobQueue:
             ModelNotFound, CalibrationNotFound, IdempotencyConflict: as for `add`.
         """
         now = self._now()
-        new = publication
+        new, model = publication, publication.model
+        assert model is not None  # an engine that was built
         with self._database.writer() as connection:
             known = known_job(connection, idempotency, now)
             if known:
                 return known
-            job = admit(connection, new.name, new.model, new.calibration, new.options, idempotency, now)
+            job = admit(connection, new.name, model, new.calibration, new.options, idempotency, now)
             if not is_published(connection, new):
                 return job
             return _succeeded(connection, job, publish(connection, new, now), now, reused=True)

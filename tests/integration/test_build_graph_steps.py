@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from app.backends import registry
+from app.build.cast import cast_to_half
 from app.build.graph import described_source
 from app.build.quantise import Quantiser
 from app.build.samples import SampleSource, Selection, surveyed
@@ -249,6 +250,31 @@ def test_an_old_opset_is_raised_to_one_that_has_scales_a_channel(tmp_path, selec
     made = quantised(tmp_path, model, selection, Placement.TENSORRT)
 
     assert made.opset_import[0].version == 13 and sqnr_db(tmp_path, selection) > 25
+
+
+@pytest.mark.parametrize("opset", [17, 19])
+def test_a_quantised_graph_is_float16_around_its_integers_where_types_come_from_the_graph(tmp_path, selection, opset):
+    quantised(tmp_path, version_converter.convert_version(MODEL, opset), selection, Placement.TENSORRT)
+    before = sqnr_db(tmp_path, selection)
+
+    cut = cast_to_half(tmp_path / "quantised.onnx", tmp_path / "half.onnx")
+    (tmp_path / "half.onnx").replace(tmp_path / "quantised.onnx")
+
+    made = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "quantised.onnx"), strict_mode=True, data_prop=True)
+    graph = made.graph
+    kinds = {info.name: info.type.tensor_type.elem_type for info in (*graph.value_info, *graph.input, *graph.output)}
+    kinds |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    half = TensorProto.FLOAT16
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            floats = node.output[0] if node.op_type == "DequantizeLinear" else node.input[0]
+            assert [kinds[floats], kinds[node.input[1]], kinds[node.input[2]]] == [half, half, TensorProto.INT8]
+        if node.op_type in ("Conv", "Gemm", "Add", "Relu"):
+            assert {kinds[name] for name in (*node.input, *node.output)} == {half}
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    assert len(casts) == 2  # the input and the output stay float32
+    assert cut == [] and made.opset_import[0].version == 19
+    assert sqnr_db(tmp_path, selection) > before - 1
 
 
 def test_folded_engines_quantise_behind_the_folded_arithmetic(bench, tmp_path):

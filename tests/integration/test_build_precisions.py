@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
+from app.backends import registry
+from app.backends.onnxruntime import OnnxRuntime
 from app.build.candidates import fastest
 from app.build.workdir import ProgressReader
-from app.domain.builds import BuiltEngine, Int8Method, Precision, Ranging
+from app.domain.builds import BuiltEngine, Int8Method, Placement, Precision, Ranging
 from app.domain.errors import (
     AccuracyLost,
     CalibrationDegenerate,
@@ -22,6 +24,7 @@ from app.domain.errors import (
     QuantiseFailed,
 )
 from app.domain.jobs import EventKind, Stage
+from app.domain.tensors import DType
 from tests import networks
 from tests.bench import Bench
 from tests.samples import archive, encoded, npy, npz, picture, pictures
@@ -75,6 +78,24 @@ def test_the_stages_of_an_int8_build_are_told_in_their_order(bench):
     lines = list(ProgressReader(bench.work).new_lines())
     stages = [line.stage for line in lines if line.kind is EventKind.STAGE]
     assert stages == [Stage.INSPECT, Stage.SIMPLIFY, Stage.QUANTISE, Stage.COMPILE, Stage.VERIFY]
+
+
+class Typed(OnnxRuntime):
+    """Wants its graphs as TensorRT 11 does: every type said in them, Q/DQ nodes where its kernels read integers."""
+
+    placement = Placement.TENSORRT
+
+
+def test_int8_is_combined_with_float16_in_the_graph_where_there_are_no_flags_for_it(bench, monkeypatch):
+    monkeypatch.setattr(registry, "chosen", lambda name: Typed())
+
+    built = bench.build(MODEL, calibration=SAMPLES, **INT8)
+
+    graph = onnx.load(bench.work.candidates / "int8-qdq.half.onnx").graph
+    weights = {tensor.data_type for tensor in graph.initializer}
+    assert TensorProto.FLOAT16 in weights and TensorProto.FLOAT not in weights
+    assert {node.op_type for node in graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+    assert built.accuracy.outputs[0].sqnr_db > 25 and built.signature.inputs[0].dtype is DType.FLOAT32
 
 
 @pytest.mark.parametrize("ranging", list(Ranging))

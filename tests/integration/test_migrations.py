@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import fcntl
+import sqlite3
 import threading
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 from storage_fixtures import child
 
+from alembic import command
 from app.domain.errors import DatabaseNewer
-from app.storage.database import Database, migrate
+from app.storage.database import MIGRATIONS, Database, migrate
 from app.storage.tables import metadata
 
 
@@ -95,3 +98,29 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(database, tmp_p
 
     assert "newer version" in refused.value.hint
     assert described(database) == before
+
+
+def test_engines_of_before_uploads_keep_their_rows_and_their_numbers(tmp_path):
+    path = tmp_path / "jetforge.db"
+    before = Database(f"sqlite:///{path}")
+    with before.writer() as connection:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        model = "INSERT INTO models (digest, name, format, size_bytes, uploaded_at) VALUES ('m', 'm', 'onnx', 1, '')"
+        connection.execute(text(model))
+        for name in ("a", "b", "gone"):
+            columns = "name, version, key, blob, model, options, built, created_at"
+            row = f"INSERT INTO engines ({columns}) VALUES ('{name}', 1, 'k', 'b', 'm', '{{}}', '{{}}', '2026')"
+            connection.execute(text(row))
+        connection.execute(text("DELETE FROM engines WHERE name = 'gone'"))
+    before.close()
+
+    migrate(f"sqlite:///{path}", tmp_path / "migrate.lock")
+
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT seq, name, model, created_at, damaged_at FROM engines").fetchall()
+        given = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'engines'").fetchall()
+    assert rows == [(1, "a", "m", "2026", None), (2, "b", "m", "2026", None)]
+    assert given == [(3,)]  # no number is given twice

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.backends.tensorrt import trtexec
-from app.domain.errors import CompileFailed
+from app.domain.errors import BuildOutOfMemory, CompileFailed
 
 
 class Quiet:
@@ -44,7 +44,7 @@ def test_its_failure_is_explained_by_what_it_said(tmp_path):
 
 
 def test_that_the_system_killed_it_is_told(tmp_path):
-    with pytest.raises(CompileFailed, match="want of memory"):
+    with pytest.raises(BuildOutOfMemory, match="want of memory"):
         trtexec.run(command(tmp_path, "kill -9 $$"), [], Quiet())
 
 

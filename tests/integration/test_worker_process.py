@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from app.worker import thin, workers_alive
+from app.presence import workers_alive
+from app.worker import thin
 from tests.service import ROOT
 
 

@@ -64,6 +64,15 @@ def test_a_build_tells_its_stages_and_warnings_and_ends_with_accuracy_latency_an
     assert curl in told.out
 
 
+def test_a_build_says_once_how_long_builds_like_it_took(server, run, model, capsys):
+    known = server_sent("stage", seq=1, stage="inspect", message="", estimated_s=41.7)
+    accept_build(server, known, known, server_sent("end", **SUCCEEDED))
+
+    run("build", model, "--name", "digits")
+
+    assert capsys.readouterr().err.count("builds like this one took about 42 s") == 1
+
+
 def test_a_build_sends_labels_and_options_as_the_service_reads_them(server, run, model, tmp_path):
     (tmp_path / "labels.txt").write_text("tench, Tinca tinca\ngoldfish\n\n")
     bodies = accept_build(server, server_sent("end", **SUCCEEDED))

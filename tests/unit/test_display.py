@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
-from app.console.display import candidates_table, engine_table
+from app.console.display import accuracy_table, candidates_table, engine_table
 
 LATENCY = {"p50_ms": 0.25, "p99_ms": 0.5, "throughput_per_s": 4000, "rows": 1, "runs": 200}
 ACCURACY = {
@@ -55,3 +55,11 @@ def test_an_engine_shows_how_many_labels_it_got_right():
 
     assert any("99.0%, source 99.5%, of 60 samples" in line for line in lines)
     assert any("int8 qdq on onnxruntime" in line for line in lines)
+
+
+def test_an_uploaded_engine_is_shown_as_not_verified():
+    accuracy = {"outputs": [], "samples": 0, "inputs": "none", "reference": "none: uploaded as an engine"}
+
+    lines = printed(accuracy_table({"ref": "mine:1", "accuracy": accuracy}))
+
+    assert "mine:1: not verified" in lines[0]

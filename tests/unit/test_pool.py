@@ -322,6 +322,70 @@ async def test_engines_in_use_that_leave_no_room_are_an_error_after_a_while(pool
     assert await used(pool, big) == 2
 
 
+@pytest.fixture
+async def shared(runtime: Runtime, clock: Clock) -> AsyncIterator[EnginePool]:
+    """A pool without a budget to speak of, on a device of 350 bytes that only its engines use."""
+    pool = EnginePool(
+        runtime.load,
+        budget_bytes=MIB,
+        keep_alive_s=60,
+        contexts=1,
+        queue_rows_max=8,
+        free_bytes=lambda backend: 350 - 100 * runtime.live(),
+        clock=clock,
+    )
+    yield pool
+    await soon(pool.close())
+
+
+async def test_idle_engines_leave_when_the_device_has_too_little_left_for_the_next(
+    shared: EnginePool, clock: Clock
+) -> None:
+    for record in (A, B, C):
+        clock.now_s += 1
+        await used(shared, record)
+    await used(shared, A)
+
+    assert await used(shared, D) == 2
+
+    assert warm(shared) == ["a:1", "c:1", "d:1"]
+
+
+async def test_an_engine_that_the_device_has_no_room_for_is_refused_with_figures(
+    shared: EnginePool, runtime: Runtime
+) -> None:
+    async with shared.lease(A):
+        with pytest.raises(EngineTooLarge, match="the device has 1 MiB left"):
+            await used(shared, engine_record("big", size_bytes=300))
+
+    assert runtime.loads == ["a:1"]
+
+
+async def test_a_build_gets_room_from_idle_engines_the_least_recently_used_first(
+    shared: EnginePool, clock: Clock
+) -> None:
+    for record in (A, B, C):
+        clock.now_s += 1
+        await used(shared, record)
+
+    enough = await soon(shared.free_up(50, "any"))
+    some = await soon(shared.free_up(200, "any"))
+
+    assert (enough.free_bytes, enough.evicted) == (50, ())
+    assert (some.free_bytes, some.evicted) == (250, ("a:1", "b:1"))
+    assert warm(shared) == ["c:1"]
+
+
+async def test_engines_in_use_and_pinned_ones_stay_however_much_a_build_wants(shared: EnginePool) -> None:
+    await soon(shared.load(A, pin=True))
+    await used(shared, B)
+    async with shared.lease(C):
+        room = await soon(shared.free_up(MIB, "any"))
+
+    assert (room.free_bytes, room.evicted) == (150, ("b:1",))
+    assert warm(shared) == ["a:1", "c:1"]
+
+
 async def test_an_engine_larger_than_the_budget_is_refused_at_once_and_evicts_nothing(
     runtime: Runtime,
 ) -> None:

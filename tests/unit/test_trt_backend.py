@@ -9,7 +9,7 @@ import pytest
 from app.backends.tensorrt.backend import TensorRT
 from app.backends.tensorrt.driver import DriverFailed
 from app.backends.tensorrt.profiles import profile_ranges
-from app.backends.tensorrt.runtime import without_header
+from app.backends.tensorrt.runtime import header_of, split
 from app.domain.errors import BackendMissing, CompileFailed, ShapesContradict, ShapesNeeded
 from app.domain.tensors import Shape, ShapeRange
 
@@ -72,4 +72,8 @@ def test_a_dla_core_takes_one_shape():
     ids=["Ultralytics", "plan", "broken header", "empty"],
 )
 def test_only_a_header_of_metadata_is_taken_off_an_engine_file(file, plan):
-    assert without_header(file) == plan
+    assert split(file)[1] == plan
+
+
+def test_an_engine_for_a_dla_core_says_so_in_front_of_its_plan():
+    assert split(header_of(1) + b"ptrt") == ({"dla": 1}, b"ptrt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -12,15 +13,24 @@ from typing import Any
 
 from app.backends.base import Backend, LoadedEngine, Progress, Samples
 from app.backends.board import l4t_release
+from app.backends.memory import available_bytes
 from app.backends.tensorrt import versions
 from app.backends.tensorrt.cuda import Cuda
 from app.backends.tensorrt.driver import DriverFailed, Gpu, Libcuda
 from app.backends.tensorrt.listeners import Lines, logger_into
+from app.backends.tensorrt.memory_ladder import lighter
 from app.backends.tensorrt.messages import explained
-from app.backends.tensorrt.runtime import engine_from, made
+from app.backends.tensorrt.runtime import engine_from, header_of, made
 from app.domain.builds import Builder as BuilderOption
 from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
-from app.domain.errors import BackendMissing, CompileFailed, EngineStale, EngineUnloadable, OperatorUnsupported
+from app.domain.errors import (
+    BackendMissing,
+    BuildOutOfMemory,
+    CompileFailed,
+    EngineStale,
+    EngineUnloadable,
+    OperatorUnsupported,
+)
 from app.domain.tensors import ShapeRange
 
 _CONTEXTS = 4  # that an engine can open where each needs an optimisation profile of its own (before 8.6)
@@ -99,6 +109,12 @@ class TensorRT(Backend):
             free, _ = self._cuda.memory()
         return free
 
+    def free_bytes(self) -> int:
+        try:
+            return min(self.free_device_bytes(), available_bytes())
+        except self._cuda.errors:  # not even CUDA's context has room
+            return 0
+
     def check(self, onnx: Path) -> None:
         from app.backends.tensorrt.onnxfile import OnnxFile
 
@@ -112,6 +128,9 @@ class TensorRT(Backend):
                 f"TensorRT {self._trt.__version__} lacks operators of the model: {names}.",
                 hint="Export with a lower opset, replace these operators, or build for the backend onnxruntime.",
             )
+
+    def lighter(self, options: BuildOptions) -> Sequence[BuildOptions]:
+        return lighter(options, self.gpu.memory_bytes >> 20, has_levels=versions.has_levels(self._trt))
 
     def compile(
         self,
@@ -143,6 +162,8 @@ class TensorRT(Backend):
                 raise _failed(str(error)) from error
             finally:
                 del builder  # its memory is given back while CUDA's context is current
+        if options.dla_core is not None:
+            _put_before(engine, header_of(options.dla_core))
         self._prove(engine)
         progress.step(f"built for {self.gpu.name}: {engine.stat().st_size / 2**20:,.1f} MiB")
 
@@ -169,6 +190,14 @@ class TensorRT(Backend):
             raise CompileFailed(f"The engine was built but cannot be used: {error.detail}", hint=error.hint) from error
 
 
+def _put_before(engine: Path, header: bytes) -> None:
+    draft = engine.with_suffix(".draft")
+    with engine.open("rb") as plan, draft.open("wb") as whole:
+        whole.write(header)
+        shutil.copyfileobj(plan, whole)
+    draft.replace(engine)
+
+
 class _Silent(Progress):
     def step(self, text: str) -> None: ...
 
@@ -190,9 +219,10 @@ def _missing(said: str) -> BackendMissing:
     )
 
 
-def _failed(said: str) -> CompileFailed:
+def _failed(said: str) -> CompileFailed | BuildOutOfMemory:
     known = explained([said])
-    return CompileFailed(
+    kind = BuildOutOfMemory if known is not None and known.is_memory else CompileFailed
+    return kind(
         f"{known.cause if known else 'CUDA failed.'} ({said})",
         hint=known.fix if known else "Restart the service; if it stays, restart the device.",
     )

@@ -20,7 +20,7 @@ from app.backends.tensorrt.profiles import profile_ranges
 from app.backends.tensorrt.request import Request
 from app.backends.tensorrt.runtime import made, note_int64
 from app.domain.builds import BuildOptions, Precision
-from app.domain.errors import CompileFailed
+from app.domain.errors import BuildOutOfMemory, CompileFailed
 from app.domain.tensors import ShapeRange
 
 log = logging.getLogger(__name__)
@@ -251,10 +251,11 @@ def _parser_words(error: Any) -> str:
     return f"{error.desc()}{f' (node {node})' if node else ''}"
 
 
-def _failed(lines: list[str], said: str) -> CompileFailed:
+def _failed(lines: list[str], said: str) -> CompileFailed | BuildOutOfMemory:
     known = explained(lines)
     text = f"{known.cause} " if known else ""
-    return CompileFailed(
+    kind = BuildOutOfMemory if known is not None and known.is_memory else CompileFailed
+    return kind(
         f"{text}TensorRT's words: {said}",
         hint=known.fix if known else "Build with simplify=false, or export the model with another opset.",
     )

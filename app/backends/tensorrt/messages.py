@@ -15,6 +15,7 @@ class Explanation:
     cause: str  # a sentence
     fix: str  # what to do
     is_stale: bool = False  # the engine was made for another device or version
+    is_memory: bool = False  # there was too little
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class _Rule:
     cause: str  # may use the pattern's groups
     fix: str
     is_stale: bool = field(default=False, kw_only=True)
+    is_memory: bool = field(default=False, kw_only=True)
 
 
 _REBUILD = "Build the engine again on this device."
@@ -68,6 +70,7 @@ _RULES = (  # the likeliest cause first: one failure logs several of these lines
         r"NvMapMem\w*.*error 12|NvMapMem\w*Alloc\w*.*error",
         "The Jetson's memory is too fragmented for one large block.",
         "Unload engines, or restart the board; then try again.",
+        is_memory=True,
     ),
     _Rule(
         r"no optimization profile",
@@ -124,11 +127,13 @@ _RULES = (  # the likeliest cause first: one failure logs several of these lines
         r"^Killed$|signal 9|SIGKILL",
         "The build was ended by the system, most likely for want of memory.",
         "Lower workspace_mib, the largest batch or optimization_level; or add swap.",
+        is_memory=True,
     ),
     _Rule(
         r"[Oo]ut ?[Oo]f ?[Mm]emory|cudaErrorMemoryAllocation|Requested amount of (?:GPU )?memory",
         "There was not enough device memory.",
         "Unload engines, or lower workspace_mib, the largest batch or optimization_level.",
+        is_memory=True,
     ),
     _Rule(
         r"Profile \d+ has been chosen by another IExecutionContext|no available optimization profile",
@@ -188,7 +193,9 @@ def explained(lines: Iterable[str]) -> Explanation | None:
             match = re.search(rule.pattern, text)
             if match is not None:
                 groups = {name: value or "" for name, value in match.groupdict().items()}
-                return Explanation(rule.cause.format(**groups), rule.fix.format(**groups), rule.is_stale)
+                return Explanation(
+                    rule.cause.format(**groups), rule.fix.format(**groups), rule.is_stale, rule.is_memory
+                )
     return None
 
 

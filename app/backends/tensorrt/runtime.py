@@ -35,12 +35,13 @@ def engine_from(trt: Any, cuda: Cuda, plan: bytes, *, records: bool) -> Engine:
     """
     lines = Lines()
     logger = logger_into(trt, lines)
-    plan = without_header(plan)
+    header, plan = split(plan)
     if not plan:
         raise EngineUnloadable("The engine file is empty.", hint=_REBUILD)
     with _unloadable(cuda, lines), cuda.pushed():
         trt.init_libnvinfer_plugins(logger, "")
         runtime = made(trt.Runtime, logger)
+        _choose_dla(runtime, header.get("dla"))
         found = runtime.deserialize_cuda_engine(plan)
         if found is None:
             raise _refused(lines.taken(every_thread=True))
@@ -48,16 +49,23 @@ def engine_from(trt: Any, cuda: Cuda, plan: bytes, *, records: bool) -> Engine:
         return Engine(loaded, (runtime, logger), len(plan))
 
 
-def without_header(plan: bytes) -> bytes:
-    """The plan itself: Ultralytics puts some JSON before it, and before that its length in four little-endian bytes."""
-    if len(plan) < 6 or plan[4:5] != b"{":
-        return plan
-    (length,) = struct.unpack_from("<i", plan)
+def split(engine: bytes) -> tuple[dict[str, Any], bytes]:
+    """What stands before the plan, and the plan: Ultralytics puts some JSON there, and before that its length in four
+    little-endian bytes. So does this service, where a plan alone does not tell all."""
+    if len(engine) < 6 or engine[4:5] != b"{":
+        return {}, engine
+    (length,) = struct.unpack_from("<i", engine)
     try:
-        json.loads(plan[4 : 4 + length])
+        header: dict[str, Any] = json.loads(engine[4 : 4 + length])
     except ValueError:
-        return plan
-    return plan[4 + length :]
+        return {}, engine
+    return header, engine[4 + length :]
+
+
+def header_of(dla_core: int) -> bytes:
+    """What stands before the plan of an engine for a DLA core; Ultralytics' name and form of it."""
+    text = json.dumps({"dla": dla_core}).encode()
+    return struct.pack("<i", len(text)) + text
 
 
 def made(factory: Any, *arguments: Any) -> Any:
@@ -154,6 +162,23 @@ class Engine(LoadedEngine):
         with self._lock:
             if self._free_profiles is not None:
                 self._free_profiles.append(profile)
+
+
+def _choose_dla(runtime: Any, core: Any) -> None:
+    """Let the engine run on the DLA core that it was built for; without a word TensorRT takes the first.
+
+    Raises:
+        EngineUnloadable: this device has no such core.
+    """
+    if core is None:
+        return
+    cores = int(runtime.num_DLA_cores)
+    if not str(core).isdecimal() or int(core) >= cores:  # Ultralytics writes it as text
+        raise EngineUnloadable(
+            f"The engine was built for the DLA core {str(core)[:20]}; this device has {cores or 'none'}.",
+            hint="Build the engine again with another dla_core, or without.",
+        )
+    runtime.DLA_core = int(core)
 
 
 @contextmanager

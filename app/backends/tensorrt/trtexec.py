@@ -16,7 +16,7 @@ from app.backends.tensorrt import versions
 from app.backends.tensorrt.messages import explained, words
 from app.backends.tensorrt.request import Request
 from app.domain.builds import BuildOptions, Precision
-from app.domain.errors import CompileFailed
+from app.domain.errors import BuildOutOfMemory, CompileFailed
 from app.domain.tensors import ShapeRange, shape_text
 
 log = logging.getLogger(__name__)
@@ -180,13 +180,12 @@ def _offered(flag: str, offered: str) -> str:
     return flag
 
 
-def _failed(status: int, lines: list[str]) -> CompileFailed:
+def _failed(status: int, lines: list[str]) -> CompileFailed | BuildOutOfMemory:
     if status < 0:
         lines = [*lines, f"signal {-status}"]
     errors = [line for line in lines if "[E]" in line] or lines[-1:]
     known = explained([*errors, *lines])
     text = f"{known.cause} " if known else ""
     said = words([line.split("[E]")[-1].strip() for line in errors]) or "nothing"
-    return CompileFailed(
-        f"{text}trtexec ended with status {status} and said: {said}", hint=known.fix if known else _API
-    )
+    kind = BuildOutOfMemory if known is not None and known.is_memory else CompileFailed
+    return kind(f"{text}trtexec ended with status {status} and said: {said}", hint=known.fix if known else _API)

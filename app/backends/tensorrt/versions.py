@@ -46,6 +46,11 @@ def sharing_preview(trt: Any) -> Any | None:
     return getattr(trt.PreviewFeature, "PROFILE_SHARING_0806", None)
 
 
+def has_levels(trt: Any) -> bool:
+    """Whether the builder has optimisation levels: since 8.6."""
+    return hasattr(trt.IBuilderConfig, "builder_optimization_level")
+
+
 def creation_flags(trt: Any) -> int:
     """Of a network that is read from ONNX: explicit batch to 10.x, the graph's own types in 11."""
     flags = trt.NetworkDefinitionCreationFlag

@@ -1,0 +1,135 @@
+"""Engines that were built elsewhere: tried in a process of their own, then published like any other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from app.backends.base import Backend
+from app.build.appraisal import Appraised, appraised
+from app.build.preprocessing import refuse_labels, resolved_preprocess
+from app.domain.builds import (
+    Accuracy,
+    BuildOptions,
+    BuiltEngine,
+    EngineRecord,
+    Precision,
+    Publication,
+    checked_name,
+    engine_key,
+)
+from app.domain.errors import BuildFailed, EmptyUpload, EngineTooLarge, InvalidOption, ModelRejected
+from app.domain.preprocess import Preprocess
+from app.storage.artefacts import Draft
+from app.storage.catalogue import Catalogue
+from app.storage.formats import model_format
+from app.storage.jobs import utc_now
+
+_UNVERIFIED = Accuracy((), samples=0, inputs="none", reference="none: uploaded as an engine")
+_HEAD_BYTES = 1 << 20  # the metadata that Ultralytics puts before an engine is far smaller
+_PLAN = b"ptrt"  # how a TensorRT plan begins
+_ORT = b"ORTM"  # at byte 4 of ONNX Runtime's own format
+
+
+class Prebuilt:
+    """Takes engines in. One is tried at a time: hold `turn` meanwhile."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        backend: Callable[[str], Backend],
+        folder: Path,
+        *,
+        timeout_s: float,
+        budget_bytes: int,
+    ) -> None:
+        """
+        Args:
+            backend: the one of that name, or the best for "auto".
+            folder: for scratch folders.
+            timeout_s: for an engine to load and to answer.
+            budget_bytes: of all warm engines together.
+        """
+        self.turn = asyncio.Lock()
+        self._catalogue = catalogue
+        self._backend = backend
+        self._folder = folder
+        self._timeout_s = timeout_s
+        self._budget_bytes = budget_bytes
+
+    def receive(self, draft: Draft, name: str, options: BuildOptions) -> EngineRecord:
+        """Try an uploaded engine and publish it under the name; the same bytes and options twice are one version.
+
+        Args:
+            options: backend, preprocess and labels count.
+
+        Raises:
+            InvalidName, EmptyUpload, InvalidOption, and what `appraised` raises. Nothing is stored then.
+        """
+        checked_name(name)
+        if draft.size_bytes == 0:
+            raise EmptyUpload("The engine file has no bytes.", hint="Check the path after the @ of curl's -F file=@….")
+        self._refuse_too_large(name, draft.size_bytes)
+        backend = self._backend(_fitting(draft.path) if options.backend == "auto" else options.backend)
+        found = appraised(draft.path, backend.name, self._folder, self._timeout_s)
+        self._refuse_too_large(name, found.device_bytes)
+        built = _described(found, options, backend, draft.size_bytes)
+        options = BuildOptions(
+            backend=options.backend, precision=Precision.UNKNOWN, preprocess=options.preprocess, labels=options.labels
+        )
+        blob = draft.commit()
+        key = f"uploaded-{engine_key(blob, options, None, built.facts)}"
+        return self._catalogue.add_engine(Publication(name, key, blob, None, None, options, built), utc_now())
+
+    def _refuse_too_large(self, name: str, size_bytes: int) -> None:
+        if size_bytes > self._budget_bytes:
+            raise EngineTooLarge(
+                f"{name} needs {size_bytes >> 20} MiB; the budget of all engines is {self._budget_bytes >> 20} MiB.",
+                hint="Raise engine_memory_mib, or build a smaller engine.",
+            )
+
+
+def _fitting(path: Path) -> str:
+    """The backend that such a file is for; "auto" where only trying tells."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head[4:8] == _ORT:
+        return "onnxruntime"
+    if head.startswith(_PLAN) or (head[4:5] == b"{" and head[4 + int.from_bytes(head[:4], "little") :][:4] == _PLAN):
+        return "tensorrt"
+    try:
+        model_format(path)
+    except ModelRejected:
+        return "auto"
+    return "onnxruntime"
+
+
+def _described(found: Appraised, options: BuildOptions, backend: Backend, size_bytes: int) -> BuiltEngine:
+    warnings = ["Uploaded as an engine: its answers were never compared with a model's."]
+    if found.problem:
+        warnings.append(f"It failed on made-up inputs, so its latency is not known: {found.problem}")
+    return BuiltEngine(
+        size_bytes=size_bytes,
+        facts=backend.facts(),
+        signature=found.signature,  # rows_max 1: nobody has proven that rows do not depend on each other
+        preprocess=_recipe(found, options),
+        labels=options.labels,
+        accuracy=_UNVERIFIED,
+        latency=found.latency,
+        built_in_s=0,
+        warnings=tuple(warnings),
+        precision=Precision.UNKNOWN,
+        device_bytes=found.device_bytes,
+    )
+
+
+def _recipe(found: Appraised, options: BuildOptions) -> Preprocess | None:
+    """The recipe for images; refuses one, or labels, that do not fit."""
+    signature = found.signature
+    try:
+        classes = found.lengths.get(signature.outputs[0].name, len(options.labels)) if signature.outputs else 0
+        refuse_labels(options.labels, signature, classes)
+        return resolved_preprocess(signature, options.preprocess)
+    except BuildFailed as error:  # a build has stages to fail in; an upload is refused
+        raise InvalidOption(error.detail, hint=error.hint) from error
