@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from importlib import metadata
+from pathlib import Path
 
+from app import __version__
 from app.api.services import Services
 from app.backends import registry
 from app.backends.base import LoadedEngine
+from app.build.inspection import inspect_model
+from app.build.inspections import Inspections, Kill
 from app.device import memory_bytes
-from app.domain.builds import EngineRecord
+from app.domain.builds import EngineRecord, SourceModel
 from app.domain.errors import EngineStale, EngineUnloadable
-from app.domain.jobs import Job
+from app.domain.jobs import Failure, Job
+from app.domain.model_facts import ModelFacts
 from app.intake import Intake
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
@@ -29,8 +37,10 @@ from app.worker import Worker, workers_alive
 def prepare(settings: Settings) -> None:
     """Make the data folder and bring the database to this version. Safe in several processes at once."""
     settings.root.mkdir(parents=True, exist_ok=True)
-    for folder in (settings.artefacts_dir, settings.work_dir, settings.workers_dir, settings.logs_dir):
+    made = (settings.artefacts_dir, settings.work_dir, settings.workers_dir, settings.logs_dir, settings.scratch_dir)
+    for folder in made:
         folder.mkdir(exist_ok=True)
+    _remove_older(settings.scratch_dir, settings.orphan_age_s)
     os.umask(0o077)  # uploads and engines are nobody else's business
     migrate(settings.database, settings.root / "migrate.lock")
 
@@ -49,6 +59,9 @@ def connected_services(settings: Settings) -> Iterator[Services]:
         contexts=settings.contexts,
         queue_rows_max=settings.queue_rows_max,
     )
+    inspections = Inspections(
+        partial(_inspected, store, settings), settings.cache_dir / "inspections", _inspected_under
+    )
     try:
         yield Services(
             settings=settings,
@@ -57,9 +70,11 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             queue=queue,
             intake=intake,
             inference=InferenceService(catalogue.engine, pool),
+            inspections=inspections,
             workers_alive=_alive(settings),
         )
     finally:
+        inspections.close()
         database.close()
 
 
@@ -118,3 +133,41 @@ def budget_bytes(settings: Settings) -> int:
 
 def _alive(settings: Settings) -> Callable[[], int]:
     return lambda: workers_alive(settings.workers_dir)
+
+
+def _inspected(
+    store: ArtefactStore, settings: Settings, model: SourceModel, on_start: Callable[[Kill], None]
+) -> ModelFacts | Failure:
+    return inspect_model(
+        store.path(model.digest),
+        model.format,
+        settings.scratch_dir,
+        settings.inspect_timeout_s,
+        require_confinement=settings.require_confinement,
+        on_start=on_start,
+    )
+
+
+@cache
+def _inspected_under() -> str:
+    """All but the model that decides what an inspection tells: what is installed here."""
+    runtimes = [registry.backend(name).facts() for name in registry.available()]
+    return f"{__version__}; {_version('torch')}; {_version('onnx')}; {runtimes}"
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"no {package}"
+
+
+def _remove_older(folder: Path, age_s: float) -> None:
+    """Remove what a process that was killed has left in a folder."""
+    for path in folder.iterdir():
+        if time.time() - path.stat().st_mtime < age_s:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

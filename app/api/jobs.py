@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import openapi
 from app.api.events import Changes, job_stream
 from app.api.options import build_options
-from app.api.responses import json_response, matches, not_modified, tagged
+from app.api.responses import json_response, matches, not_modified, paged, tagged
 from app.api.schemas import JobPage, JobSchema
 from app.api.services import Services, Wired
 from app.api.uploads import Form, received_form
@@ -97,12 +97,9 @@ def list_jobs(
     etag = f'"r{wired.queue.revision()}"'
     if matches(request, etag):
         return not_modified(etag)
-    jobs = wired.queue.list(state=state, name=name, after=after, limit=limit + 1)
-    page = JobPage(
-        jobs=[JobSchema.from_domain(job) for job in jobs[:limit]],
-        next=jobs[limit - 1].id if len(jobs) > limit else None,
-    )
-    return tagged(page, etag)
+    found = wired.queue.list(state=state, name=name, after=after, limit=limit + 1)
+    jobs, following = paged(found, limit, lambda job: job.id)
+    return tagged(JobPage(jobs=[JobSchema.from_domain(job) for job in jobs], next=following), etag)
 
 
 @router.get("/jobs/{job_id}", response_model=JobSchema)

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.build.inspections import Inspections
 from app.intake import Intake
 from app.serving.service import InferenceService
 from app.settings import Settings
@@ -24,6 +25,7 @@ class Services:
     queue: JobQueue
     intake: Intake
     inference: InferenceService
+    inspections: Inspections
     workers_alive: Callable[[], int]
 
 
