@@ -58,9 +58,9 @@ async def get_model(request: Request, wired: Wired, model_id: str, wait: Wait = 
 
 
 @router.delete("/models/{model_id}", status_code=204)
-def delete_model(wired: Wired, model_id: str) -> Response:
+async def delete_model(wired: Wired, model_id: str) -> Response:
     """Forget a network that no engine and no waiting job needs. Its bytes go with the next sweep."""
-    wired.catalogue.delete_model(model_id)
+    await run_in_threadpool(wired.catalogue.delete_model, model_id)
     wired.inspections.forget(model_id)
     return Response(status_code=204)
 

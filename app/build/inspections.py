@@ -71,10 +71,13 @@ class Inspections:
             return kept
         asked = self._asked.get(model.digest) or self._start(model)
         await asyncio.wait({asked}, timeout=wait_s)
-        return asked.result() if asked.done() else None
+        return asked.result() if asked.done() and not asked.cancelled() else None
 
     def forget(self, digest: str) -> None:
-        """Remove the answer about a model that is deleted."""
+        """Remove the answer about a model that is deleted, and its place in the queue."""
+        asked = self._asked.get(digest)
+        if asked is not None:
+            asked.cancel()
         self._file(digest).unlink(missing_ok=True)
 
     def stop(self) -> None:
