@@ -58,6 +58,12 @@ class OnnxRuntime(Backend):
 
         onnxruntime_models.check(onnx)
 
+    @property
+    def opset_max(self) -> int:
+        from app.backends import onnxruntime_models
+
+        return onnxruntime_models.limits().opset
+
     def compile(
         self,
         onnx: Path,
@@ -68,6 +74,7 @@ class OnnxRuntime(Backend):
         *,
         calibration: Samples | None,
         cache: Path,
+        rows_max: int,
     ) -> None:
         setup = self._setup(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
         setup.optimized_model_filepath = str(engine)

@@ -148,7 +148,12 @@ class Workshop:
         cache = self._cache()
         cache.mkdir(parents=True, exist_ok=True)
         ranges = dict(self.plan.ranges)
-        self.backend.compile(graph, options, ranges, engine, progress, calibration=samples, cache=cache)
+        self.backend.compile(
+            *(graph, options, ranges, engine, progress),
+            calibration=samples,
+            cache=cache,
+            rows_max=self.spec.batch_rows_max,
+        )
 
     def _cache(self) -> Path:
         return Path(self.spec.cache) if self.spec.cache else self.work.cache

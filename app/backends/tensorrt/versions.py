@@ -46,6 +46,15 @@ def sharing_preview(trt: Any) -> Any | None:
     return getattr(trt.PreviewFeature, "PROFILE_SHARING_0806", None)
 
 
+def opset_max(trt: Any) -> int:
+    """Newest opset that its parser reads: the one thing that no name in the module tells.
+
+    Source: NVIDIA's release notes of the parser: 17 to 8.6, 20 in 10, 25 in 11.
+    """
+    major = int(trt.__version__.split(".")[0])
+    return next(opset for since, opset in ((11, 25), (10, 20), (0, 17)) if major >= since)
+
+
 def creation_flags(trt: Any) -> int:
     """Of a network that is read from ONNX: explicit batch to 10.x, the graph's own types in 11."""
     flags = trt.NetworkDefinitionCreationFlag
