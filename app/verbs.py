@@ -1,4 +1,4 @@
-"""The client's verbs of the command line: build, inspect, jobs, engines, infer, doctor. They use the public API only."""
+"""The client's verbs of the command line: build, inspect, jobs, engines, infer, doctor; by the public API only."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -52,7 +53,7 @@ async def list_engines(
     return tagged_by_content(request, page)
 
 
-def _schemas(wired: Services, engines: list[EngineRecord]) -> list[EngineSchema]:
+def _schemas(wired: Services, engines: Sequence[EngineRecord]) -> list[EngineSchema]:
     warm = {state.blob: state for state in wired.inference.states()}
     return [EngineSchema.from_domain(engine, warm.get(engine.blob)) for engine in engines]
 

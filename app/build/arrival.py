@@ -27,8 +27,7 @@ def arrived(work: WorkDir, spec: BuildSpec, opset_max: int, report: Report) -> E
     """
     if spec.format is ModelFormat.ONNX_ARCHIVE:
         report.stage(Stage.EXPORT, "unpacking the archive")
-        work.unpacked.mkdir(exist_ok=True)
-        unpacked(work.model, work.unpacked)
+        unpacked(work.model, work.unpacked, whole_bytes_max=spec.whole_bytes_max)
     if not spec.format.is_torch:
         return None
     report.stage(Stage.EXPORT, f"exporting {spec.format.value} to ONNX")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.backends import registry
 from app.build.channel import Message
@@ -17,6 +19,9 @@ from app.domain.errors import BackendMissing, BuildFailed, BuildKilled, ServiceE
 from app.domain.model_facts import ModelFacts
 from app.domain.tensors import ANY, TensorSpec
 from app.storage.codec import encode
+
+if TYPE_CHECKING:  # a PyTorch file is looked into without it
+    import onnx
 
 
 def main() -> int:
@@ -75,13 +80,13 @@ def _with_inputs(path: Path, facts: ModelFacts) -> ModelFacts:
 
 
 def _onnx_facts(path: Path, format: ModelFormat) -> ModelFacts:
-
     from app.backends.onnxruntime_models import nodes_of
     from app.build import graph
     from app.build.unpack import network_in
 
     model = graph.parsed(path) if format is ModelFormat.ONNX else network_in(path)
     source = graph.described_source(model)
+    is_archive = format is ModelFormat.ONNX_ARCHIVE
     return ModelFacts(
         size_bytes=path.stat().st_size,
         inputs=source.inputs,
@@ -89,8 +94,16 @@ def _onnx_facts(path: Path, format: ModelFormat) -> ModelFacts:
         opset=source.opset,
         parameters=source.parameters,
         operators=Counter(_operator(node) for node in nodes_of(model)),
-        refused_by=_refusals(path) if format is ModelFormat.ONNX else {},
+        refused_by=_refusals(_in_memory(model) if is_archive else path),
     )
+
+
+def _in_memory(model: onnx.ModelProto) -> Path:
+    """A file of the graph for backends, which look for operators only: this process cannot make one on a disk."""
+    file = os.memfd_create("graph")
+    with open(file, "wb", closefd=False) as memory:
+        memory.write(model.SerializeToString())
+    return Path(f"/proc/self/fd/{file}")
 
 
 def _operator(node: object) -> str:

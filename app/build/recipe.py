@@ -86,7 +86,7 @@ def build(work: WorkDir, spec: BuildSpec, report: Report) -> BuiltEngine:
 
 
 def _inspected(work: WorkDir, backend: Backend, report: Report) -> Source:
-    model = graph.parsed(work.network)
+    model = graph.parsed(work.network, may_be_split=work.network == work.unpacked)
     changes = graph.make_readable(model, limits())
     if changes:
         onnx.save_model(model, str(work.readable))
@@ -140,7 +140,7 @@ def _folded(work: WorkDir, step: _Step, plan: Plan, report: Report) -> tuple[_St
     left = folded_recipe(plan.preprocess)
     recipe = plan.preprocess
     assert recipe is not None  # folded_recipe has refused that
-    model = onnx.load_model(str(step.model))
+    model = onnx.load_model(str(step.model), load_external_data=False)
     fold(model, recipe)
     onnx.save_model(model, str(work.folded))
     source = graph.described_source(model)

@@ -23,7 +23,7 @@ from app.build.tolerances import tolerance_of
 from app.build.verify import Proof, Trial
 from app.build.workdir import BuildSpec, WorkDir
 from app.domain.builds import INT8_DOUBTFUL_DB, Candidate, Int8Method, Placement, Precision, Tolerance
-from app.domain.errors import AccuracyLost, ServiceError
+from app.domain.errors import AccuracyLost, ModelTooLarge, ServiceError
 from app.domain.jobs import Stage
 
 _TOLERATE = "allow more with the option tolerance if the difference does not matter to you."
@@ -108,12 +108,19 @@ class Workshop:
     def _graph(self, kind: Kind, progress: Progress) -> Path:
         """What the backend compiles: cast or quantised where it wants that in the graph."""
         out, source = self._file(kind, ".onnx"), self.plan.source
-        if kind.precision is Precision.FP16 and self.backend.fp16_in_graph and not source.is_half:
+        is_cast = kind.precision is Precision.FP16 and self.backend.fp16_in_graph and not source.is_half
+        is_quantised = kind.method is Int8Method.QDQ and not source.is_quantised
+        if source.is_split and (is_cast or is_quantised):
+            raise ModelTooLarge(
+                f"The model's weights pass 2 GiB, and {kind} for {self.backend.name} needs a graph that holds them.",
+                hint="Build with precision=fp32, or make the model smaller where it was trained.",
+            )
+        if is_cast:
             cut = cast_to_half(self.model, out)
             if cut:
                 progress.warn(f"{len(cut)} weights were cut to what a float16 holds, {cut[0]!r} first.")
             return out
-        if kind.method is Int8Method.QDQ and not source.is_quantised:
+        if is_quantised:
             self.report.stage(Stage.QUANTISE, "quantising the graph")
             self._quantise(kind, out, progress)
             return out
