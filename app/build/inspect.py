@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from app.backends import registry
 from app.build.channel import Message
 from app.build.confined_child import Confined, serve
+from app.build.export import pt2_check
 from app.build.torch_files import program_facts, torchscript_facts
 from app.domain.builds import ModelFormat
 from app.domain.errors import BackendMissing, BuildFailed, BuildKilled, ServiceError, ShapesNeeded
@@ -35,7 +36,9 @@ def describe(path: Path, format: ModelFormat) -> ModelFacts:
         BuildFailed: the file is damaged, or no build of it could succeed.
     """
     if format is ModelFormat.PT2:
-        return program_facts(path)
+        facts = program_facts(path)
+        pt2_check.check(path)
+        return facts
     if format is ModelFormat.TORCHSCRIPT:
         facts = torchscript_facts(path)
         return _with_inputs(path, facts) if facts.needs_shapes and _has_torch() else facts
