@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     require_confinement: bool = Field(
         False, description="Refuse PyTorch files where the system cannot confine the process that opens them."
     )
-    inspect_timeout_s: float = Field(30, gt=0, description="Time limit of looking into an uploaded model, in seconds.")
+    inspect_timeout_s: float = Field(60, gt=0, description="Time limit of looking into an uploaded model, in seconds.")
     build_attempts: int = Field(3, ge=1, description="Times that a job is started before a lost worker fails it.")
     heartbeat_s: float = Field(5, gt=0, description="Seconds between the heartbeats of a running job.")
     lost_after_s: float = Field(60, gt=0, description="A running job without a heartbeat for so long is requeued.")

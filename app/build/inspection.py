@@ -16,7 +16,7 @@ from app.domain.jobs import Failure
 from app.domain.model_facts import ModelFacts
 from app.storage.codec import decode
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 def inspect_model(

@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 
 
 def told(path: Path, format: ModelFormat, folder: Path, **how: float) -> ModelFacts:
-    facts = inspect_model(path, format, folder, **how)
+    facts = inspect_model(path, format, folder, **{"timeout_s": 300, **how})
     assert isinstance(facts, ModelFacts), facts
     return facts
 
