@@ -111,13 +111,11 @@ class Client:
         fields = {**(options or {}), "name": name}
         uploads = {"model": model} if calibration is None else {"model": model, "calibration": calibration}
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
-        with ExitStack() as opened:
-            files = {field: (path.name, opened.enter_context(_opened(path))) for field, path in uploads.items()}
-            form = self._http.build_request("POST", "/jobs", data=fields, files=files, headers=headers)
-            total = int(form.headers["Content-Length"])
-            assert isinstance(form.stream, httpx.SyncByteStream)
-            body = _counted(form.stream, total, on_upload)
-            return _json(self._send(self._http.build_request("POST", "/jobs", content=body, headers=form.headers)))
+        return self._upload("/jobs", uploads, fields, headers, on_upload)
+
+    def inspect(self, model: Path, on_upload: OnUpload | None = None) -> Json:
+        """Upload a model and have it looked into: `facts`, or the `failure` that a build would meet."""
+        return self._upload("/models", {"model": model}, {}, {}, on_upload)
 
     def job(self, job_id: str, wait_s: float = 0) -> Json:
         """The job; with `wait_s`, its next change is awaited for so long."""
@@ -204,6 +202,22 @@ class Client:
     def collect_garbage(self, *, dry_run: bool) -> Json:
         """Remove what has served its time, or tell what would go: `removals` and `freed_bytes`."""
         return self._call("POST", "/gc", params={"dry_run": dry_run})
+
+    def _upload(
+        self,
+        where: str,
+        uploads: Mapping[str, Path],
+        fields: Mapping[str, str],
+        headers: Mapping[str, str],
+        on_upload: OnUpload | None,
+    ) -> Json:
+        with ExitStack() as opened:
+            files = {field: (path.name, opened.enter_context(_opened(path))) for field, path in uploads.items()}
+            form = self._http.build_request("POST", where, data=fields, files=files, headers=headers)
+            total = int(form.headers["Content-Length"])
+            assert isinstance(form.stream, httpx.SyncByteStream)
+            body = _counted(form.stream, total, on_upload)
+            return _json(self._send(self._http.build_request("POST", where, content=body, headers=form.headers)))
 
     def _call(self, method: str, path: str, **kwargs: Any) -> Json:
         return _json(self._request(method, path, **kwargs))

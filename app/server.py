@@ -63,6 +63,7 @@ class Server(uvicorn.Server):
         app = self.config.app
         assert isinstance(app, FastAPI)
         app.state.changes.close()
+        app.state.services.inspections.stop()
         super().handle_exit(sig, frame)
 
 

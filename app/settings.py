@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     require_confinement: bool = Field(
         False, description="Refuse PyTorch files where the system cannot confine the process that opens them."
     )
+    inspect_timeout_s: float = Field(60, gt=0, description="Time limit of looking into an uploaded model, in seconds.")
     build_attempts: int = Field(3, ge=1, description="Times that a job is started before a lost worker fails it.")
     heartbeat_s: float = Field(5, gt=0, description="Seconds between the heartbeats of a running job.")
     lost_after_s: float = Field(60, gt=0, description="A running job without a heartbeat for so long is requeued.")
@@ -118,6 +119,11 @@ class Settings(BaseSettings):
     def cache_dir(self) -> Path:
         """What builds keep for later ones; losing it only costs time."""
         return self.root / "cache"
+
+    @property
+    def scratch_dir(self) -> Path:
+        """Of the processes that look into uploaded models, while they run."""
+        return self.root / "scratch"
 
     @property
     def workers_dir(self) -> Path:

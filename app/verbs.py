@@ -1,4 +1,4 @@
-"""The client's verbs of the command line: build, jobs, engines, infer, doctor. They use the public API only."""
+"""The client's verbs of the command line: build, inspect, jobs, engines, infer, doctor; by the public API only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from rich.console import Console
 
 from app.client import Client, ClientError
-from app.console.commands import build, collect_garbage, doctor, engines, infer, jobs, write
+from app.console.commands import build, collect_garbage, doctor, engines, infer, inspect, jobs, write
 
 if TYPE_CHECKING:  # generic for type checkers only
     Parsers: TypeAlias = argparse._SubParsersAction[ArgumentParser]
@@ -27,7 +27,7 @@ def add_verbs(subparsers: Parsers, default_url: str = DEFAULT_URL) -> None:
     common = ArgumentParser(add_help=False)
     common.add_argument("--url", default=default_url, help="address of the service (%(default)s)")
     common.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
-    for add in (_add_build, _add_jobs, _add_engines, _add_infer, _add_doctor, _add_gc):
+    for add in (_add_build, _add_inspect, _add_jobs, _add_engines, _add_infer, _add_doctor, _add_gc):
         add(subparsers, common)
 
 
@@ -52,6 +52,11 @@ def _add_build(subparsers: Parsers, common: ArgumentParser) -> None:
         help="any other build option, as max_shapes=image:8x3x224x224; may be repeated",
     )
     parser.add_argument("--no-wait", action="store_true", help="queue the build and return")
+
+
+def _add_inspect(subparsers: Parsers, common: ArgumentParser) -> None:
+    parser = _parser(subparsers, common, "inspect", inspect, "upload a model and tell what is in it")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="the network's file, as model.onnx")
 
 
 def _add_jobs(subparsers: Parsers, common: ArgumentParser) -> None:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 
 from app import __version__
 from app.api.services import Services
 from app.backends import registry
-from app.domain.builds import Facts
+from app.build.inspection import inspect_model
+from app.build.inspections import Inspections, Kill
+from app.domain.builds import Facts, SourceModel
 from app.domain.errors import BackupRefused
+from app.domain.jobs import Failure
+from app.domain.model_facts import ModelFacts
 from app.intake import Intake
 from app.loading import EngineLoader
 from app.prebuilt import Prebuilt
@@ -36,8 +43,10 @@ from app.worker import Worker
 def prepare(settings: Settings) -> None:
     """Make the data folder and bring the database to this version. Safe in several processes at once."""
     settings.root.mkdir(parents=True, exist_ok=True)
-    for folder in (settings.artefacts_dir, settings.work_dir, settings.workers_dir, settings.logs_dir):
+    made = (settings.artefacts_dir, settings.work_dir, settings.workers_dir, settings.logs_dir, settings.scratch_dir)
+    for folder in made:
         folder.mkdir(exist_ok=True)
+    _remove_older(settings.scratch_dir, settings.orphan_age_s)
     os.umask(0o077)  # uploads and engines are nobody else's business
     migrate(settings.database, settings.root / "migrate.lock")
 
@@ -59,6 +68,9 @@ def connected_services(settings: Settings) -> Iterator[Services]:
         queue_rows_max=settings.queue_rows_max,
         free_bytes=_free_bytes,
     )
+    inspections = Inspections(
+        partial(_inspected, store, settings), settings.cache_dir / "inspections", _inspected_under
+    )
     try:
         yield Services(
             settings=settings,
@@ -68,6 +80,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             intake=intake,
             inference=InferenceService(catalogue.engine, pool),
             retention=Retention(settings, store, catalogue, OldJobs(database)),
+            inspections=inspections,
             workers_alive=_alive(settings),
             history=BuildHistory(database, _facts),
             prebuilt=Prebuilt(
@@ -79,6 +92,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             ),
         )
     finally:
+        inspections.close()
         database.close()
 
 
@@ -141,3 +155,41 @@ def _facts(backend: str) -> Facts:
 
 def _alive(settings: Settings) -> Callable[[], int]:
     return lambda: workers_alive(settings.workers_dir)
+
+
+def _inspected(
+    store: ArtefactStore, settings: Settings, model: SourceModel, on_start: Callable[[Kill], None]
+) -> ModelFacts | Failure:
+    return inspect_model(
+        store.path(model.digest),
+        model.format,
+        settings.scratch_dir,
+        settings.inspect_timeout_s,
+        require_confinement=settings.require_confinement,
+        on_start=on_start,
+    )
+
+
+@cache
+def _inspected_under() -> str:
+    """All but the model that decides what an inspection tells: what is installed here."""
+    runtimes = [registry.backend(name).facts() for name in registry.available()]
+    return f"{__version__}; {_version('torch')}; {_version('onnx')}; {runtimes}"
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {metadata.version(package)}"
+    except metadata.PackageNotFoundError:
+        return f"no {package}"
+
+
+def _remove_older(folder: Path, age_s: float) -> None:
+    """Remove what a process that was killed has left in a folder."""
+    for path in folder.iterdir():
+        if time.time() - path.stat().st_mtime < age_s:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

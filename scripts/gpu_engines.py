@@ -125,7 +125,8 @@ def built(backend: TensorRT, network: Network, kind: Kind, engine: Path, cache: 
     model = quantised(network, engine.with_suffix(".onnx"), cache) if kind.is_quantised else network.model
     samples = network.samples if kind.options.precision is Precision.INT8 and not kind.is_quantised else None
     started = time.monotonic()
-    backend.compile(model, kind.options, network.ranges, engine, Told(), calibration=samples, cache=cache)
+    asked = (model, kind.options, network.ranges, engine, Told())
+    backend.compile(*asked, calibration=samples, cache=cache, rows_max=32)
     return round(time.monotonic() - started, 2)
 
 

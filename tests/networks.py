@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,46 @@ def with_initializer_as_input() -> onnx.ModelProto:
     model = doubled()
     model.graph.input.append(value("two", []))
     return model
+
+
+def detector(side: int = 64, seed: int = 1) -> onnx.ModelProto:
+    """Boxes as YOLOv8 decodes them: for each cell four distances to its sides, each the mean over 16 bins in pixels.
+
+    Of many boxes, some lie between two bins far apart, and jump when anything is rounded.
+    """
+    random = np.random.default_rng(seed)
+    cells = (side // 4) ** 2
+    widths = (3, 24, 48, 64)
+    kernels = [
+        (random.standard_normal((out, into, 3, 3)) * np.sqrt(2 / (9 * into))).astype(np.float32)
+        for into, out in pairwise(widths)
+    ]
+    kernels[2] *= 40  # bins far apart, as training makes them
+    bins = np.arange(16, dtype=np.float32).reshape(1, 1, 16, 1)
+    nodes = [
+        helper.make_node("Conv", ["images", "k0"], ["a"], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "k1"], ["c"], pads=[1] * 4, strides=[2, 2]),
+        helper.make_node("Relu", ["c"], ["d"]),
+        helper.make_node("Conv", ["d", "k2"], ["e"], pads=[1] * 4),
+        helper.make_node("Reshape", ["e", "by_side"], ["f"]),
+        helper.make_node("Softmax", ["f"], ["g"], axis=2),
+        helper.make_node("Mul", ["g", "bins"], ["h"]),
+        helper.make_node("ReduceSum", ["h", "axis"], ["distances"], keepdims=0),
+        helper.make_node("Mul", ["distances", "stride"], ["boxes"]),
+    ]
+    return network(
+        nodes,
+        [value("images", ["rows", 3, side, side])],
+        [value("boxes", ["rows", 4, cells])],
+        [
+            *(constant(f"k{number}", kernel) for number, kernel in enumerate(kernels)),
+            constant("by_side", np.array([0, 4, 16, cells], np.int64)),
+            constant("bins", bins),
+            constant("axis", np.array([2], np.int64)),
+            constant("stride", np.array(16, np.float32)),
+        ],
+    )
 
 
 # --- that cannot be built ----------------------------------------------------------------------------------------

@@ -77,12 +77,13 @@ class Trial:
         self.backend = TensorRT(trt=self.stage, driver=self.gpu.driver, libcuda=self.gpu.libcuda)
         self.engine = folder / "engine.trt"
 
-    def compile(self, model: Any = None, calibration: Any = None, ranges: Any = WIDE, **options: Any) -> None:
+    def compile(
+        self, model: Any = None, calibration: Any = None, ranges: Any = WIDE, rows_max: int = ROWS_MAX, **options: Any
+    ) -> None:
         path = networks.saved(model or networks.doubled(), self.folder)
         cache = self.folder / "cache"
-        self.backend.compile(
-            path, BuildOptions(**options), ranges, self.engine, self.told, calibration=calibration, cache=cache
-        )
+        asked = (path, BuildOptions(**options), ranges, self.engine, self.told)
+        self.backend.compile(*asked, calibration=calibration, cache=cache, rows_max=rows_max)
 
     def ended(self) -> None:
         self.gpu.assert_all_given_back()
@@ -157,6 +158,19 @@ def profiles(trial: Trial) -> None:
     config = trial.stage.config
     previewed = hasattr(tensorrt.PreviewFeature, "PROFILE_SHARING_0806")
     assert config.set_preview_feature.called is previewed
+
+
+def batches(trial: Trial) -> None:
+    """The largest batch of the profile is the one that was told, where nobody asked for shapes."""
+    trial.compile(ranges={}, rows_max=24)
+
+    maximum = trial.stage.profile.set_shape.call_args.args[3]
+    assert maximum == (24, 4)
+
+
+def opsets(trial: Trial) -> None:
+    major = int(tensorrt.__version__.split(".")[0])
+    assert trial.backend.opset_max == {8: 17, 10: 20, 11: 25}[major]
 
 
 def own_profiles(trial: Trial) -> None:
@@ -320,7 +334,18 @@ SCENARIOS: dict[str, tuple[Callable[[Trial], None], dict[str, bool]]] = {
     **{
         scenario.__name__: (scenario, {})
         for scenario in (
-            *(every_option, no_tactic_sources, half, calibrated, failed_calibration, unquantised, profiles, dla),
+            *(
+                every_option,
+                no_tactic_sources,
+                half,
+                calibrated,
+                failed_calibration,
+                unquantised,
+                profiles,
+                batches,
+                opsets,
+                dla,
+            ),
             *(
                 refused_build,
                 lighter_builds,

@@ -46,6 +46,7 @@ class Stage:
         self.config: Any = None
         self.runtime: Any = None  # the latest
         self.profiles = 0
+        self.profile: Any = None  # the last one
         self.calibrated: list[np.ndarray] = []
         self.build_fails = ""  # what the builder logs before it fails
         self.load_fails = ""
@@ -119,6 +120,7 @@ class Stage:
 
     def _add_profile(self, profile: Any) -> int:
         self.profiles += 1
+        self.profile = profile
         return self.profiles - 1
 
     def _build(self, network: Any, config: Any) -> bytes | None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi
-from app.api.responses import json_response, tagged_by_content
+from app.api.responses import json_response, paged, tagged_by_content
 from app.api.schemas import CalibrationSchema
 from app.api.services import Wired
 from app.api.uploads import received_file
@@ -39,11 +39,9 @@ def list_calibrations(
     request: Request, wired: Wired, after: str | None = None, limit: Annotated[int, Query(ge=1, le=500)] = 50
 ) -> Response:
     """Stored sets, newest first."""
-    calibrations = wired.catalogue.calibrations(after=after, limit=limit + 1)
-    page = CalibrationPage(
-        calibrations=[CalibrationSchema.from_domain(calibration) for calibration in calibrations[:limit]],
-        next=calibrations[limit - 1].digest if len(calibrations) > limit else None,
-    )
+    found = wired.catalogue.calibrations(after=after, limit=limit + 1)
+    calibrations, following = paged(found, limit, lambda calibration: calibration.digest)
+    page = CalibrationPage(calibrations=[CalibrationSchema.from_domain(one) for one in calibrations], next=following)
     return tagged_by_content(request, page)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -9,7 +10,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from app.api.responses import json_response, tagged_by_content
+from app.api.responses import json_response, paged, tagged_by_content
 from app.api.schemas import EngineSchema
 from app.api.services import Services, Wired
 from app.domain.builds import EngineRecord, parsed_ref
@@ -40,10 +41,11 @@ async def list_engines(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Response:
     """Published engines, newest first, and which of them are warm."""
-    engines = await run_in_threadpool(wired.catalogue.engines, name=name, after=after, limit=limit + 1)
+    found = await run_in_threadpool(wired.catalogue.engines, name=name, after=after, limit=limit + 1)
+    engines, following = paged(found, limit, lambda engine: engine.ref)
     page = EnginePage(
-        engines=_schemas(wired, engines[:limit]),
-        next=engines[limit - 1].ref if len(engines) > limit else None,
+        engines=_schemas(wired, engines),
+        next=following,
         memory=MemorySchema(
             used_bytes=wired.inference.used_bytes,
             budget_bytes=wired.inference.budget_bytes,
@@ -52,7 +54,7 @@ async def list_engines(
     return tagged_by_content(request, page)
 
 
-def _schemas(wired: Services, engines: list[EngineRecord]) -> list[EngineSchema]:
+def _schemas(wired: Services, engines: Sequence[EngineRecord]) -> list[EngineSchema]:
     warm = {state.blob: state for state in wired.inference.states()}
     return [EngineSchema.from_domain(engine, warm.get(engine.blob)) for engine in engines]
 

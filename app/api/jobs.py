@@ -14,7 +14,7 @@ from app.api import openapi
 from app.api.estimates import estimated_s, estimator
 from app.api.events import Changes, job_stream
 from app.api.options import build_options
-from app.api.responses import json_response, matches, not_modified, tagged
+from app.api.responses import json_response, matches, not_modified, paged, tagged
 from app.api.schemas import JobPage, JobSchema
 from app.api.services import Services, Wired
 from app.api.uploads import Form, received_form
@@ -100,13 +100,11 @@ def list_jobs(
     etag = f'"r{wired.queue.revision()}"'
     if matches(request, etag):
         return not_modified(etag)
-    jobs = wired.queue.list(state=state, name=name, after=after, limit=limit + 1)
+    found = wired.queue.list(state=state, name=name, after=after, limit=limit + 1)
+    jobs, following = paged(found, limit, lambda job: job.id)
     estimate = estimator(wired)
-    page = JobPage(
-        jobs=[JobSchema.from_domain(job, estimated_s=estimate(job)) for job in jobs[:limit]],
-        next=jobs[limit - 1].id if len(jobs) > limit else None,
-    )
-    return tagged(page, etag)
+    schemas = [JobSchema.from_domain(job, estimated_s=estimate(job)) for job in jobs]
+    return tagged(JobPage(jobs=schemas, next=following), etag)
 
 
 @router.get("/jobs/{job_id}", response_model=JobSchema)

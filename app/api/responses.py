@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
@@ -18,6 +18,8 @@ Piece: TypeAlias = "bytes | memoryview"
 
 JOINED_BYTES = 1 << 16  # an answer up to this size is sent in one piece
 
+T = TypeVar("T")
+
 
 def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
@@ -28,6 +30,16 @@ def _plain(value: Any) -> Any:
 def json_bytes(body: Any) -> bytes:
     """JSON of plain values, schemas and C-contiguous numpy arrays; NaN and infinity become null."""
     return orjson.dumps(body, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def paged(found: Sequence[T], limit: int, cursor: Callable[[T], str]) -> tuple[Sequence[T], str | None]:
+    """One page of what was found, and what its next one starts after.
+
+    Args:
+        found: one more than the limit, if there are so many.
+        cursor: names an item; None is answered on the last page.
+    """
+    return found[:limit], cursor(found[limit - 1]) if len(found) > limit else None
 
 
 def json_response(

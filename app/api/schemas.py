@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import Enum
 from typing import Any
 
 import orjson
@@ -19,6 +20,7 @@ from app.domain.builds import (
     SourceModel,
 )
 from app.domain.jobs import Failure, Job, JobEvent, JobState, Stage
+from app.domain.model_facts import ModelFacts
 from app.domain.preprocess import Preprocess
 from app.domain.tensors import Signature
 from app.serving.seats import EngineState, WarmState
@@ -54,6 +56,31 @@ class ModelSchema(BaseModel):
             size_bytes=model.size_bytes,
             uploaded_at=model.uploaded_at,
         )
+
+
+class Inspection(str, Enum):
+    """How far a look into a stored network has come."""
+
+    DONE = "done"
+    FAILED = "failed"
+    PENDING = "pending"  # ask again
+
+
+class InspectedModelSchema(ModelSchema):
+    """A stored network, and what is in it."""
+
+    inspection: Inspection
+    facts: ModelFacts | None  # null unless done
+    failure: Failure | None  # that a build would meet; null unless failed
+
+    @classmethod
+    def of(cls, model: SourceModel, told: ModelFacts | Failure | None) -> InspectedModelSchema:
+        """The model with what its inspection told; None: nothing yet."""
+        stored = ModelSchema.from_domain(model).model_dump()
+        if isinstance(told, Failure):
+            return cls(**stored, inspection=Inspection.FAILED, facts=None, failure=told)
+        state = Inspection.PENDING if told is None else Inspection.DONE
+        return cls(**stored, inspection=state, facts=told, failure=None)
 
 
 class CalibrationSchema(BaseModel):

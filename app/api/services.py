@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.build.inspections import Inspections
 from app.intake import Intake
 from app.prebuilt import Prebuilt
 from app.retention import Retention
@@ -28,6 +29,7 @@ class Services:
     intake: Intake
     inference: InferenceService
     retention: Retention
+    inspections: Inspections
     workers_alive: Callable[[], int]
     history: BuildHistory
     prebuilt: Prebuilt

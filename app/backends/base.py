@@ -181,6 +181,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def opset_max(self) -> int:
+        """Newest opset of ONNX's own domain that is read. For the build child: it may import the onnx package."""
+        ...
+
+    @property
     def int8_methods(self) -> Sequence[Int8Method]:
         """How `compile` can be handed INT8, best first; empty without INT8."""
         ...
@@ -209,6 +214,7 @@ class Backend(Protocol):
         *,
         calibration: Samples | None,
         cache: Path,
+        rows_max: int,
     ) -> None:
         """Make the engine file from a checked model.
 
@@ -216,6 +222,7 @@ class Backend(Protocol):
             options: its precision is never `auto`.
             ranges: min, opt and max shape of each dynamic input that the request limits.
             calibration: for INT8 by the runtime's own calibrator; None when the graph carries what it needs.
+            rows_max: largest batch that must run, for inputs whose batch `ranges` leaves open.
             cache: a folder that outlives the build: timing and calibration caches, by names of the backend's own.
 
         Raises:

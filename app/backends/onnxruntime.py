@@ -20,6 +20,7 @@ from typing import Any
 
 import onnxruntime as ort
 
+from app.backends import onnxruntime_packed as packed
 from app.backends.base import Backend, Context, LoadedEngine, Progress, Samples
 from app.backends.cpu import cpu_name
 from app.backends.memory import available_bytes
@@ -71,6 +72,12 @@ class OnnxRuntime(Backend):
     def lighter(self, options: BuildOptions) -> Sequence[BuildOptions]:
         return ()  # its optimiser has no limits to set
 
+    @property
+    def opset_max(self) -> int:
+        from app.backends import onnxruntime_models
+
+        return onnxruntime_models.limits().opset
+
     def compile(
         self,
         onnx: Path,
@@ -81,11 +88,10 @@ class OnnxRuntime(Backend):
         *,
         calibration: Samples | None,
         cache: Path,
+        rows_max: int,
     ) -> None:
-        setup = self._setup(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
-        setup.optimized_model_filepath = str(engine)
         try:
-            _session(onnx, setup)
+            self._optimise(onnx, engine)
             self.load(engine).close()  # a graph can be optimised into one that the runtime then refuses
         except (_RuntimeRefused, EngineUnloadable) as error:
             raise CompileFailed(
@@ -93,6 +99,21 @@ class OnnxRuntime(Backend):
                 hint="Build with simplify=false, or export the model with another opset.",
             ) from error
         progress.step(f"optimised for {cpu_name()}: {engine.stat().st_size / 2**10:,.0f} KiB")
+
+    def _optimise(self, onnx: Path, engine: Path) -> None:
+        from app.backends.onnxruntime_models import is_split
+
+        setup = self._setup(ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+        if not is_split(onnx):
+            setup.optimized_model_filepath = str(engine)
+            _session(onnx, setup)
+            return
+        graph, weights = engine.with_suffix(".graph"), engine.with_name(packed.WEIGHTS)
+        setup.optimized_model_filepath = str(graph)
+        setup.add_session_config_entry("session.optimized_model_external_initializers_file_name", weights.name)
+        setup.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+        _session(onnx, setup)
+        packed.pack(graph, weights, engine)
 
     def fold(self, onnx: Path, out: Path) -> None:
         """Write the graph with its constants folded and batch normalisations taken into their convolutions: plain
@@ -265,7 +286,12 @@ class _RuntimeRefused(Exception):
 
 def _session(path: Path, setup: Any) -> Any:
     try:
-        return ort.InferenceSession(str(path), setup, providers=["CPUExecutionProvider"])
+        graph = packed.packed_graph(path)
+        if graph is None:
+            return ort.InferenceSession(str(path), setup, providers=["CPUExecutionProvider"])
+        with packed.weights_folder(path) as folder:
+            setup.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+            return ort.InferenceSession(graph, setup, providers=["CPUExecutionProvider"])
     except MemoryError:
         raise
     except Exception as error:  # the runtime's exceptions have no base of their own

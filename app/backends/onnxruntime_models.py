@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper
 from onnxruntime.capi import _pybind_state as native
 
@@ -46,6 +47,33 @@ def nodes_of(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     yield from _walked(model.graph.node)
     for function in model.functions:
         yield from _walked(function.node)
+
+
+def is_split(path: Path) -> bool:
+    """Whether some of the file's weights are in other files."""
+    try:
+        return bool(split_tensors(onnx.load_model(str(path), load_external_data=False)))
+    except DecodeError:  # the runtime says better what is wrong with it
+        return False
+
+
+def split_tensors(model: onnx.ModelProto) -> list[TensorProto]:
+    """Every tensor whose values are in another file."""
+    return [tensor for tensor in tensors_of(model) if tensor.data_location == TensorProto.EXTERNAL]
+
+
+def tensors_of(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every constant: of the graph, of graphs inside nodes, of the nodes' attributes."""
+    graphs = [model.graph]
+    for node in nodes_of(model):
+        for attribute in node.attribute:
+            graphs.extend((attribute.g, *attribute.graphs))
+            sparse = (attribute.sparse_tensor, *attribute.sparse_tensors)
+            yield from (attribute.t, *attribute.tensors)
+            yield from (part for tensor in sparse for part in (tensor.values, tensor.indices))
+    for graph in graphs:
+        yield from graph.initializer
+        yield from (part for tensor in graph.sparse_initializer for part in (tensor.values, tensor.indices))
 
 
 def check(path: Path) -> None:

@@ -72,6 +72,10 @@ class ConfinedChild:
             raise _failure(message["failure"])
         return message, tensors
 
+    def kill(self) -> None:
+        """End the child now, whoever waits for its words; it is still to be closed."""
+        self._process.kill()
+
     def close(self) -> None:
         """End the child, if it still runs, put what it printed into the log, and remove its files."""
         self.channel.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from app.build import confine
 from app.build.channel import Channel, ChannelBroken, Message
-from app.build.process import die_with_parent
+from app.build.process import be_first_to_go, die_with_parent
 from app.domain.errors import BuildFailed, ConfinementMissing
 
 _BASE_BYTES = 2 << 30  # of address space: what torch and ONNX Runtime map before they have read a byte of the model,
@@ -45,6 +45,7 @@ def serve(module: str, imports: Callable[[Message], None], work: Callable[[Confi
     parser.add_argument("--parent", type=int, required=True)
     arguments = parser.parse_args()
     die_with_parent(arguments.parent)
+    be_first_to_go()
     warnings.simplefilter("ignore")
     channel = _taken_channel()
     try:

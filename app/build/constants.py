@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 
 from app.backends.onnxruntime import OnnxRuntime
-from app.backends.onnxruntime_models import nodes_of
+from app.backends.onnxruntime_models import nodes_of, split_tensors
 from app.domain.errors import CompileFailed
 
 
@@ -18,7 +18,9 @@ def folded_constants(model: Path, out: Path) -> onnx.ModelProto:
     Args:
         out: a file that may be written.
     """
-    before = onnx.load_model(str(model))
+    before = onnx.load_model(str(model), load_external_data=False)
+    if split_tensors(before):  # the runtime would have to write one file of all weights
+        return before
     try:
         OnnxRuntime().fold(model, out)
     except CompileFailed:

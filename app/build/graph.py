@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,7 +11,15 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
-from app.backends.onnxruntime_models import OLDEST_OPSET, Limits, nodes_of, opset_of, refuse_newer
+from app.backends.onnxruntime_models import (
+    OLDEST_OPSET,
+    Limits,
+    nodes_of,
+    opset_of,
+    refuse_newer,
+    split_tensors,
+    tensors_of,
+)
 from app.domain.errors import DTypeUnsupported, ExternalDataMissing, ModelInvalid, OpsetUnsupported
 from app.domain.tensors import ANY, DType, TensorSpec, described
 
@@ -38,6 +46,7 @@ class Source:
     is_random: bool  # two runs on the same input may differ
     is_half: bool  # computes in 16-bit floats somewhere
     is_quantised: bool  # rounds to integers somewhere
+    is_split: bool = False  # some weights are in files beside it: all together are too large for one
 
     def __str__(self) -> str:
         return (
@@ -46,8 +55,11 @@ class Source:
         )
 
 
-def parsed(path: Path) -> onnx.ModelProto:
+def parsed(path: Path, *, may_be_split: bool = False) -> onnx.ModelProto:
     """The file as a model, its weights with it.
+
+    Args:
+        may_be_split: weights in other files are known to be safe; they are left there.
 
     Raises:
         ModelInvalid: it is not ONNX, damaged, or has no output.
@@ -66,7 +78,8 @@ def parsed(path: Path) -> onnx.ModelProto:
             "The file cannot be read as ONNX: it is damaged, incomplete, or of another kind.",
             hint="Upload the .onnx file as it was exported; compare its size with the original's.",
         ) from error
-    _refuse_external_data(model)
+    if not may_be_split:
+        _refuse_external_data(model)
     if not model.graph.output:
         raise ModelInvalid("The model has no outputs.", hint="Export the network again.")
     return model
@@ -131,30 +144,18 @@ def described_source(model: onnx.ModelProto) -> Source:
         is_random=bool(operators & _RANDOM),
         is_half=_is_half(model),
         is_quantised=bool(operators & _QUANTISED) or any("Integer" in operator for operator in operators),
+        is_split=bool(split_tensors(model)),
     )
 
 
 def _refuse_external_data(model: onnx.ModelProto) -> None:
-    names = [tensor.name for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
+    names = [tensor.name for tensor in split_tensors(model)]
     if names:
         raise ExternalDataMissing(
             f"{len(names)} of the model's tensors, {names[0][:80]!r} first, are stored in other files.",
             hint="Save the model with all weights inside and upload that file:"
             " onnx.save(onnx.load('model.onnx'), 'whole.onnx', save_as_external_data=False).",
         )
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    graphs = [model.graph]
-    for node in nodes_of(model):
-        for attribute in node.attribute:
-            graphs.extend((attribute.g, *attribute.graphs))
-            sparse = (attribute.sparse_tensor, *attribute.sparse_tensors)
-            yield from (attribute.t, *attribute.tensors)
-            yield from (part for tensor in sparse for part in (tensor.values, tensor.indices))
-    for graph in graphs:
-        yield from graph.initializer
-        yield from (part for tensor in graph.sparse_initializer for part in (tensor.values, tensor.indices))
 
 
 def _convert(model: onnx.ModelProto) -> None:
@@ -214,7 +215,7 @@ def _dtype_name(elem_type: int) -> str:
 
 def _is_half(model: onnx.ModelProto) -> bool:
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
-    types = {value.type.tensor_type.elem_type for value in values} | {tensor.data_type for tensor in _tensors(model)}
+    types = {value.type.tensor_type.elem_type for value in values} | {tensor.data_type for tensor in tensors_of(model)}
     casts = {
         attribute.i
         for node in nodes_of(model)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.backends import registry
 from app.build.channel import Message
 from app.build.confined_child import Confined, serve
+from app.build.export import pt2_check
 from app.build.torch_files import program_facts, torchscript_facts
 from app.domain.builds import ModelFormat
 from app.domain.errors import BackendMissing, BuildFailed, BuildKilled, ServiceError, ShapesNeeded
 from app.domain.model_facts import ModelFacts
 from app.domain.tensors import ANY, TensorSpec
 from app.storage.codec import encode
+
+if TYPE_CHECKING:  # a PyTorch file is looked into without it
+    import onnx
 
 
 def main() -> int:
@@ -30,7 +36,9 @@ def describe(path: Path, format: ModelFormat) -> ModelFacts:
         BuildFailed: the file is damaged, or no build of it could succeed.
     """
     if format is ModelFormat.PT2:
-        return program_facts(path)
+        facts = program_facts(path)
+        pt2_check.check(path)
+        return facts
     if format is ModelFormat.TORCHSCRIPT:
         facts = torchscript_facts(path)
         return _with_inputs(path, facts) if facts.needs_shapes and _has_torch() else facts
@@ -75,13 +83,13 @@ def _with_inputs(path: Path, facts: ModelFacts) -> ModelFacts:
 
 
 def _onnx_facts(path: Path, format: ModelFormat) -> ModelFacts:
-
     from app.backends.onnxruntime_models import nodes_of
     from app.build import graph
     from app.build.unpack import network_in
 
     model = graph.parsed(path) if format is ModelFormat.ONNX else network_in(path)
     source = graph.described_source(model)
+    is_archive = format is ModelFormat.ONNX_ARCHIVE
     return ModelFacts(
         size_bytes=path.stat().st_size,
         inputs=source.inputs,
@@ -89,8 +97,16 @@ def _onnx_facts(path: Path, format: ModelFormat) -> ModelFacts:
         opset=source.opset,
         parameters=source.parameters,
         operators=Counter(_operator(node) for node in nodes_of(model)),
-        refused_by=_refusals(path) if format is ModelFormat.ONNX else {},
+        refused_by=_refusals(_in_memory(model) if is_archive else path),
     )
+
+
+def _in_memory(model: onnx.ModelProto) -> Path:
+    """A file of the graph for backends, which look for operators only: this process cannot make one on a disk."""
+    file = os.memfd_create("graph")
+    with open(file, "wb", closefd=False) as memory:
+        memory.write(model.SerializeToString())
+    return Path(f"/proc/self/fd/{file}")
 
 
 def _operator(node: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from app.domain.jobs import Failure
 from app.domain.model_facts import ModelFacts
 from app.storage.codec import decode
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 60.0
 
 
 def inspect_model(
@@ -25,22 +26,31 @@ def inspect_model(
     timeout_s: float = TIMEOUT_S,
     *,
     require_confinement: bool = False,
+    on_start: Callable[[Callable[[], None]], None] | None = None,
 ) -> ModelFacts | Failure:
     """What an uploaded model tells, read in a short-lived confined child.
 
     Args:
         folder: holds the child's scratch folder meanwhile.
+        on_start: gets what ends the child at once, to be called from any thread.
 
     Returns:
         The facts; or why a build of it would fail already.
     """
     try:
-        return _facts(path, format, folder, timeout_s, require_confinement)
+        return _facts(path, format, folder, timeout_s, require_confinement, on_start or (lambda kill: None))
     except BuildFailed as error:
         return Failure(error.code, error.detail, error.hint)
 
 
-def _facts(path: Path, format: ModelFormat, folder: Path, timeout_s: float, require_confinement: bool) -> ModelFacts:
+def _facts(
+    path: Path,
+    format: ModelFormat,
+    folder: Path,
+    timeout_s: float,
+    require_confinement: bool,
+    on_start: Callable[[Callable[[], None]], None],
+) -> ModelFacts:
     request = {
         "format": format.value,
         "cpu_s": int(timeout_s * len(os.sched_getaffinity(0))) + 1,
@@ -49,6 +59,7 @@ def _facts(path: Path, format: ModelFormat, folder: Path, timeout_s: float, requ
     deadline = time.monotonic() + timeout_s
     child = ConfinedChild("app.build.inspect", path, folder, request)
     try:
+        on_start(child.kill)
         child.receive(deadline)  # what is missing of the confinement
         message, _ = child.receive(deadline)
         return decode(ModelFacts, str(message.get("answer")))

@@ -27,7 +27,7 @@ from app.build.preprocessing import refuse_labels, resolved_preprocess
 from app.build.reference import Reference, RowByRow, probed_shapes
 from app.build.report import Report
 from app.build.sample_labels import Classes
-from app.build.shapes import requested_ranges, run_shapes
+from app.build.shapes import RunShapes, requested_ranges, run_shapes
 from app.build.simplify import simplified
 from app.build.tolerances import tolerance_of
 from app.build.verify import is_random
@@ -58,14 +58,14 @@ def build(work: WorkDir, spec: BuildSpec, report: Report) -> BuiltEngine:
     """
     started = time.monotonic()
     backend = registry.chosen(spec.backend)
-    exported = arrived(work, spec, report)
+    exported = arrived(work, spec, backend.opset_max, report)
     report.stage(Stage.INSPECT, "reading the model")
     source = _inspected(work, backend, report)
     with closing(uploaded_reference(work, spec, exported, source)) as uploaded:
         step = _with_dynamic_batch(work, _Step(_readable(work), source, uploaded), spec.options, report)
         step, plan, classes = _planned(work, step, spec.options, report)
         calibration = _calibration(work, plan, classes, spec, report)
-        plan = replace(plan, held_back=calibration.held_back)
+        plan = replace(plan, held_back=calibration.held_back, shapes=_limited(plan.shapes, spec))
         model = _simplified(work, step, plan, spec.options, report)
         shop = Workshop(work, spec, backend, model, plan, step.reference, calibration, report)
         made, candidates = _made(shop, spec.options)
@@ -89,7 +89,7 @@ def build(work: WorkDir, spec: BuildSpec, report: Report) -> BuiltEngine:
 
 
 def _inspected(work: WorkDir, backend: Backend, report: Report) -> Source:
-    model = graph.parsed(work.network)
+    model = graph.parsed(work.network, may_be_split=work.network == work.unpacked)
     changes = graph.make_readable(model, limits())
     if changes:
         onnx.save_model(model, str(work.readable))
@@ -143,7 +143,7 @@ def _folded(work: WorkDir, step: _Step, plan: Plan, report: Report) -> tuple[_St
     left = folded_recipe(plan.preprocess)
     recipe = plan.preprocess
     assert recipe is not None  # folded_recipe has refused that
-    model = onnx.load_model(str(step.model))
+    model = onnx.load_model(str(step.model), load_external_data=False)
     fold(model, recipe)
     onnx.save_model(model, str(work.folded))
     source = graph.described_source(model)
@@ -166,6 +166,11 @@ def _calibration(work: WorkDir, plan: Plan, classes: Classes, spec: BuildSpec, r
         return no_calibration()
     asked = spec.options.precision
     return read_calibration(work.calibration, plan, asked, classes, spec.min_calibration_samples, report)
+
+
+def _limited(shapes: RunShapes, spec: BuildSpec) -> RunShapes:
+    """The same, with no more rows than an engine has to take whose request sets no largest shape."""
+    return replace(shapes, rows_max=spec.batch_rows_max) if shapes.rows_max is None else shapes
 
 
 def _simplified(work: WorkDir, step: _Step, plan: Plan, options: BuildOptions, report: Report) -> Path:

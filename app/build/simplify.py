@@ -36,7 +36,8 @@ def simplified(
     progress: Progress,
 ) -> Path:
     """The file to build from: `out`, or the model itself with a warning that says why."""
-    problem = _attempt(model, out) or difference(out, reference, source, shapes, tolerance)
+    problem = "its weights are too large for one ONNX file" if source.is_split else _attempt(model, out)
+    problem = problem or difference(out, reference, source, shapes, tolerance)
     if problem:
         progress.warn(f"The model was not simplified: {problem}. The build goes on with the model as uploaded.")
         return model

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -22,12 +23,13 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
-from app.backends.onnxruntime_models import nodes_of
+from app.backends.onnxruntime_models import split_tensors
+from app.build.workdir import WHOLE_BYTES_MAX
 from app.domain.errors import ExternalDataMissing, ModelInvalid
 from app.storage.packages import ENTRIES_MAX, usable
 from app.storage.tars import TarDamaged, members
 
-_WHOLE_BYTES_MAX = 2**31 - 2**20  # of one protobuf message, with room for what changes in it
+_SMALL_VALUES = 128  # in a tensor that may be a shape
 _GRAPH_BYTES_MAX = 2**31 - 1
 _RATIO_MAX = 200  # unpacked / packed: weights shrink far less
 _RATIO_FLOOR_BYTES = 64 << 20
@@ -45,17 +47,20 @@ class _Entry:
 _Entries = dict[str, _Entry]
 
 
-def unpacked(source: Path, folder: Path, *, unpacked_bytes_max: int = 64 << 30) -> Path:
+def unpacked(
+    source: Path, target: Path, *, whole_bytes_max: int = WHOLE_BYTES_MAX, unpacked_bytes_max: int = 64 << 30
+) -> None:
     """Take the network out of a zip or tar archive.
 
     Args:
-        folder: gets `model.onnx` and, when all together pass 2 GiB, `weights-0.bin`, … beside it.
+        target: the network's file; `weights-0.bin`, … come beside it when all together pass a limit.
+        whole_bytes_max: that limit: of a network with its weights in one file.
 
     Raises:
         ModelInvalid: the archive is damaged, passes a limit, or its network points outside of it.
         ExternalDataMissing: names the files that the network asks for and the archive lacks.
     """
-    target = folder / "model.onnx"
+    folder = target.parent
     with _entries(source) as entries:
         name = _only_network(entries)
         packed_bytes = source.stat().st_size
@@ -67,8 +72,7 @@ def unpacked(source: Path, folder: Path, *, unpacked_bytes_max: int = 64 << 30) 
             left -= _take(entry, path, left)
     _point_to(model, {old: path.name for old, path in zip(files, _paths(folder, len(files)), strict=True)})
     if files:
-        _save(model, target, sum(entry.size_bytes for entry in files.values()))
-    return target
+        _save(model, target, sum(entry.size_bytes for entry in files.values()), whole_bytes_max)
 
 
 def network_in(source: Path) -> onnx.ModelProto:
@@ -219,7 +223,7 @@ def _weights(model: onnx.ModelProto, network: str, entries: _Entries) -> _Entrie
     """The entries that hold weights, by the location that the network gives; each once."""
     found: _Entries = {}
     missing = []
-    for tensor in _external(model):
+    for tensor in split_tensors(model):
         location = _location(tensor)
         path = posixpath.normpath(posixpath.join(posixpath.dirname(network), location))
         if location.startswith("/") or "\\" in location or "\0" in location or path.startswith("../"):
@@ -243,34 +247,27 @@ def _weights(model: onnx.ModelProto, network: str, entries: _Entries) -> _Entrie
 
 
 def _point_to(model: onnx.ModelProto, names: dict[str, str]) -> None:
-    for tensor in _external(model):
+    for tensor in split_tensors(model):
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = names[entry.value]
 
 
-def _save(model: onnx.ModelProto, target: Path, weights_bytes: int) -> None:
-    """One file where that is possible."""
-    if model.ByteSize() + weights_bytes <= _WHOLE_BYTES_MAX:
-        try:
-            onnx.load_external_data_for_model(model, str(target.parent))
-        except (onnx.checker.ValidationError, ValueError, OSError) as error:
-            raise ModelInvalid(f"The files of weights do not fit the network: {_line(error)}", hint=_AGAIN) from error
+def _save(model: onnx.ModelProto, target: Path, weights_bytes: int, whole_bytes_max: int) -> None:
+    """One file where that is possible; else only small constants, as shapes are, come into the graph."""
+    is_whole = model.ByteSize() + weights_bytes <= whole_bytes_max
+    try:
+        for tensor in split_tensors(model):
+            if is_whole or prod(tensor.dims) <= _SMALL_VALUES:
+                onnx.external_data_helper.load_external_data_for_tensor(tensor, str(target.parent))
+                tensor.data_location = TensorProto.DEFAULT
+                del tensor.external_data[:]
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
+        raise ModelInvalid(f"The files of weights do not fit the network: {_line(error)}", hint=_AGAIN) from error
+    if is_whole:
         for path in target.parent.glob("weights-*.bin"):
             path.unlink()
     onnx.save_model(model, str(target))
-
-
-def _external(model: onnx.ModelProto) -> list[TensorProto]:
-    """Every tensor whose weights are in another file."""
-    graphs = [model.graph]
-    tensors: list[TensorProto] = []
-    for node in nodes_of(model):
-        for attribute in node.attribute:
-            graphs.extend((attribute.g, *attribute.graphs))
-            tensors.extend((attribute.t, *attribute.tensors))
-    tensors.extend(tensor for graph in graphs for tensor in graph.initializer)
-    return [tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL]
 
 
 def _location(tensor: TensorProto) -> str:

@@ -19,6 +19,7 @@ from app.domain.jobs import EventKind, Failure, Stage
 from app.storage.codec import decode, encode
 
 T = TypeVar("T")
+WHOLE_BYTES_MAX = 2**31 - 2**20  # of one protobuf message, with room for what changes in it
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class BuildSpec:
     cache: str = ""  # folder that outlives the build, for what the next one can use; "" = one in the work folder
     min_calibration_samples: int = 32  # usable ones, else INT8 is refused
     format: ModelFormat = ModelFormat.ONNX
+    whole_bytes_max: int = WHOLE_BYTES_MAX  # of a network in one file; the weights of larger ones stay beside it
     require_confinement: bool = False  # refuse to open a PyTorch file where the system lacks a limit
 
 
@@ -52,7 +54,8 @@ class WorkDir:
         self.root = root
         self.model = root / "model.onnx"  # the upload; a hard link into the store, so nothing may write to it
         self.exported = root / "exported.onnx"  # the upload as ONNX, where it was PyTorch
-        self.unpacked = root / "unpacked"  # folder of the network and its weights, where the upload was an archive
+        self.unpacked = root / "unpacked.onnx"  # the network, where the upload was an archive
+        self.weights = "weights-*.bin"  # what did not fit into it: in files beside it, and beside all graphs made of it
         self.readable = root / "readable.onnx"  # the same, changed so that the runtime reads it; often missing
         self.dynamic = root / "dynamic.onnx"  # its batch made dynamic, as asked; often missing, like the next
         self.folded = root / "folded.onnx"  # the recipe's arithmetic in front of it
@@ -72,8 +75,7 @@ class WorkDir:
         """The upload as ONNX: exported, unpacked, or itself."""
         if self.exported.exists():
             return self.exported
-        unpacked = self.unpacked / "model.onnx"
-        return unpacked if unpacked.exists() else self.model
+        return self.unpacked if self.unpacked.exists() else self.model
 
     def create(self, model: Path, calibration: Path | None = None) -> None:
         """Make the folder and put the uploads into it: linked, or copied when they lie on another file system."""
@@ -85,11 +87,11 @@ class WorkDir:
 
     def clear(self) -> None:
         """Remove what an earlier attempt left; its log stays."""
-        graphs = (self.exported, self.readable, self.dynamic, self.folded, self.simplified)
-        for path in (*graphs, self.progress, self.engine, self.result, self.failure):
+        graphs = (self.exported, self.unpacked, self.readable, self.dynamic, self.folded, self.simplified)
+        weights = self.root.glob(self.weights)
+        for path in (*graphs, *weights, self.progress, self.engine, self.result, self.failure):
             path.unlink(missing_ok=True)
-        for folder in (self.candidates, self.unpacked):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.candidates, ignore_errors=True)
 
     def write_spec(self, spec: BuildSpec) -> None:
         _write_whole(self.spec, encode(spec))

@@ -23,7 +23,7 @@ from app.build.tolerances import tolerance_of
 from app.build.verify import Proof, Trial
 from app.build.workdir import BuildSpec, WorkDir
 from app.domain.builds import INT8_DOUBTFUL_DB, Candidate, Int8Method, Placement, Precision, Tolerance
-from app.domain.errors import AccuracyLost, CastFailed, ServiceError
+from app.domain.errors import AccuracyLost, CastFailed, ModelTooLarge, ServiceError
 from app.domain.jobs import Stage
 
 _TOLERATE = "allow more with the option tolerance if the difference does not matter to you."
@@ -108,10 +108,17 @@ class Workshop:
     def _graph(self, kind: Kind, progress: Progress) -> Path:
         """What the backend compiles: cast or quantised where it wants that in the graph."""
         out, source = self._file(kind, ".onnx"), self.plan.source
-        if kind.precision is Precision.FP16 and self.backend.fp16_in_graph and not source.is_half:
+        is_cast = kind.precision is Precision.FP16 and self.backend.fp16_in_graph and not source.is_half
+        is_quantised = kind.method is Int8Method.QDQ and not source.is_quantised
+        if source.is_split and (is_cast or is_quantised):
+            raise ModelTooLarge(
+                f"The model's weights pass 2 GiB, and {kind} for {self.backend.name} needs a graph that holds them.",
+                hint="Build with precision=fp32, or make the model smaller where it was trained.",
+            )
+        if is_cast:
             _halve(self.model, out, progress)
             return out
-        if kind.method is Int8Method.QDQ and not source.is_quantised:
+        if is_quantised:
             self.report.stage(Stage.QUANTISE, "quantising the graph")
             return self._quantised(kind, out, progress)
         return self.model
@@ -159,7 +166,12 @@ class Workshop:
         cache = self._cache()
         cache.mkdir(parents=True, exist_ok=True)
         ranges = dict(self.plan.ranges)
-        self.backend.compile(graph, options, ranges, engine, progress, calibration=samples, cache=cache)
+        self.backend.compile(
+            *(graph, options, ranges, engine, progress),
+            calibration=samples,
+            cache=cache,
+            rows_max=self.spec.batch_rows_max,
+        )
 
     def _cache(self) -> Path:
         return Path(self.spec.cache) if self.spec.cache else self.work.cache

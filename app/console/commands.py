@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from app.client import Client, ClientError, Json
-from app.console import display
+from app.console import display, display_model
 from app.console.watch import followed, upload_bar
 
 LOG_LINES = 20  # of a failed build's log
@@ -35,6 +35,14 @@ def build(client: Client, args: Namespace) -> int:
         _show(args, job, display.job_table(job))
         return 0
     return _watch(client, args, job)
+
+
+def inspect(client: Client, args: Namespace) -> int:
+    """Upload a model and show what is in it; fails when no build of it can succeed."""
+    with upload_bar(_progress(args)) as on_upload:
+        model = client.inspect(args.model, on_upload)
+    _show(args, model, display_model.model_table(model), *display_model.remarks(model))
+    return 1 if model["inspection"] == "failed" else 0
 
 
 def jobs(client: Client, args: Namespace) -> int:

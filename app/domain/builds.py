@@ -81,7 +81,9 @@ class Tolerance:
 
 HALF_TOLERANCE = Tolerance(sqnr_db=40, cosine=0.9999, max_rel=1e-2, top1=0.99)
 TF32_TOLERANCE = Tolerance(sqnr_db=50, cosine=0.9999, max_rel=1e-2, top1=0.99)  # measured: ResNet-18 61.8 dB
-INT8_TOLERANCE = Tolerance(sqnr_db=15, cosine=0.99, max_rel=0.15, top1=0.98)
+# max_rel is the worst of all elements: 0.13 to 0.22 for detectors of thousands of boxes at 30 to 33 dB, where a few lie
+# between two bins and jump. Wrong scales show in SQNR and cosine; what is left for max_rel is an element wholly wrong.
+INT8_TOLERANCE = Tolerance(sqnr_db=15, cosine=0.99, max_rel=0.5, top1=0.98)
 INT8_DOUBTFUL_DB = 20.0  # an INT8 engine below this is published with a warning
 
 

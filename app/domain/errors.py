@@ -344,6 +344,11 @@ class ExternalDataMissing(BuildFailed):
     title = "The model's weights are in files that were not uploaded"
 
 
+class ModelTooLarge(BuildFailed):
+    code = "model_too_large"
+    title = "The model is too large for what was asked"
+
+
 class DTypeUnsupported(BuildFailed):
     code = "dtype_unsupported"
     title = "An input or output has an element type that engines cannot carry"

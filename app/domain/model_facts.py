@@ -16,6 +16,6 @@ class ModelFacts:
     opset: int | None  # None: no ONNX
     parameters: int | None  # numbers stored in the file; None: not told
     operators: Mapping[str, int]  # by name: how often it is used; of TorchScript: how often its code names it
-    refused_by: Mapping[str, str] = field(default_factory=dict)  # by backend: why it cannot build this
+    refused_by: Mapping[str, str] = field(default_factory=dict)  # by backend, of those that need no GPU: why not
     needs_shapes: tuple[str, ...] = ()  # inputs whose shapes the build has to be told
     hint: str = ""  # how to tell them

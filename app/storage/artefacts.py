@@ -199,7 +199,10 @@ class ArtefactStore:
             try:
                 if time.time() - path.stat().st_mtime < older_than_s:
                     return False
-                path.unlink()
+                if path.is_dir():  # of a runtime that was killed while it loaded an engine
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
             except FileNotFoundError:  # a draft became an artefact, or another sweep was faster
                 return False
             return True

@@ -73,7 +73,8 @@ class Order:
         return {**fields, "tolerance": json.dumps(asked)} if asked else fields
 
     def _asked_tolerance(self) -> dict[str, float]:
-        return {**self.network.tolerance.get(self.precision, {}), **json.loads(self.options.get("tolerance", "{}"))}
+        asked: dict[str, float] = json.loads(self.options.get("tolerance", "{}"))
+        return asked
 
 
 class Trial:

@@ -33,6 +33,7 @@ class Quiet:
 
 REQUIRED = {"onnxruntime"} | ({"tensorrt"} if os.environ.get("JETFORGE_REQUIRE_TENSORRT") == "1" else set())
 ROWS_MAX = 64
+Ranges = dict[str, ShapeRange]
 
 
 @pytest.fixture(params=registry.NAMES)
@@ -45,11 +46,12 @@ def backend(request: pytest.FixtureRequest) -> Backend:
         pytest.skip(missing.detail)
 
 
-def compiled(backend: Backend, model: onnx.ModelProto, folder: Path) -> Path:
+def compiled(backend: Backend, model: onnx.ModelProto, folder: Path, ranges: Ranges | None = None) -> Path:
     engine = folder / "engine.bin"
     options = BuildOptions(tactic_sources=())  # TensorRT's own kernels: cuDNN and cuBLAS need not be there
     path, cache = networks.saved(model, folder), folder.parent / "cache"
-    backend.compile(path, options, ranges_of(model), engine, Quiet(), calibration=None, cache=cache)
+    ranges = ranges_of(model) if ranges is None else ranges
+    backend.compile(path, options, ranges, engine, Quiet(), calibration=None, cache=cache, rows_max=ROWS_MAX)
     return engine
 
 
@@ -317,6 +319,26 @@ def test_check_names_every_operator_that_is_missing(backend, tmp_path):
         backend.check(path)
 
     assert "acme::Foo (2×)" in caught.value.detail and "acme::Bar (1×)" in caught.value.detail
+
+
+def test_a_network_of_the_newest_opset_that_a_backend_reads_is_built(backend, tmp_path):
+    model = networks.classifier()
+    model.opset_import[0].version = backend.opset_max
+    model.ir_version = 8
+    path = networks.saved(model, tmp_path)
+
+    backend.check(path)
+    with opened(backend, model, tmp_path) as context:
+        assert context.run({"x": normal(2, 4)})["logits"].shape == (2, 3)
+
+
+def test_a_batch_that_nobody_limits_runs_up_to_the_largest_that_was_told(backend, tmp_path):
+    engine = compiled(backend, networks.doubled(), tmp_path, ranges={})
+    x = normal(ROWS_MAX, 4)
+    with closing(backend.load(engine)) as loaded, closing(loaded.open_context()) as context:
+        answer = context.run({"x": x})["y"]
+
+    np.testing.assert_array_equal(answer, 2 * x)
 
 
 def test_check_accepts_operators_that_the_model_defines_itself(backend, tmp_path):

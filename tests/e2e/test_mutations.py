@@ -62,7 +62,7 @@ def test_damaged_models_and_archives_are_refused_or_stored_and_leave_nothing_els
 
     for number in range(700):
         kind, data = ("calibration", ARCHIVE) if number % 3 == 0 else ("model", chance.choice(MODELS))
-        answer = client.post(f"/{kind}s", files={kind: mutated(data, chance)})
+        answer = client.post(f"/{kind}s", params={"wait": 0}, files={kind: mutated(data, chance)})
         assert is_answered_well(answer), (number, answer.status_code, answer.text)
         if answer.status_code == 201:
             accepted.append(f"/{kind}s/{answer.json()['id']}")
@@ -70,6 +70,8 @@ def test_damaged_models_and_archives_are_refused_or_stored_and_leave_nothing_els
     assert len(stored(service) - before) <= len(set(accepted))
     builds = [address.removeprefix("/models/") for address in accepted if address.startswith("/models/")][:BUILT]
     for number, model in enumerate(dict.fromkeys(builds)):
+        told = client.get(f"/models/{model}", params={"wait": 60}).json()
+        assert told["inspection"] in ("done", "failed") and (told["facts"] is None) != (told["failure"] is None), told
         asked = {"name": f"mutant-{number}", "model_id": model, "timeout_s": "60", "simplify": "false"}
         job = service.ended(client, client.post("/jobs", data=asked).json()["id"])
         failure: dict[str, Any] = job["failure"] or {"code": "-", "message": "-", "hint": "-"}

@@ -152,6 +152,18 @@ def test_a_sweep_removes_only_what_is_old_and_not_referred_to(store):
     assert (store.has(kept), store.has(orphan), store.has(young)) == (True, False, True)
 
 
+def test_a_sweep_removes_what_a_runtime_left_that_was_killed_while_it_loaded_an_engine(store):
+    engine = store.path(store.put([b"engine"]))
+    loading = engine.parent / ".loading-x"
+    loading.mkdir()
+    os.link(engine, loading / "weights.bin")
+    make_old(loading)
+
+    store.sweep((), older_than_s=DAY_S / 2)
+
+    assert not loading.exists() and engine.read_bytes() == b"engine"
+
+
 def test_a_sweep_spares_an_orphan_that_was_uploaded_again(store):
     digest = store.put([b"bytes"])
     make_old(store.path(digest))

@@ -237,6 +237,22 @@ def test_dark_images_are_caught_by_the_gate_though_those_held_back_are_as_dark(b
     assert list(bench.work.candidates.glob("*.bin")) and not bench.work.engine.exists()
 
 
+def test_a_sound_int8_detector_is_within_the_default_tolerance(bench, tmp_path):
+    built = bench.build(networks.detector(), calibration=pictures(tmp_path / "a.zip", 100), **INT8)
+
+    (boxes,) = built.accuracy.outputs
+    assert boxes.sqnr_db > 25 and boxes.max_rel > 0.1  # of 25,600 numbers, a few boxes jump
+
+
+def test_a_detector_calibrated_on_dark_or_black_pictures_is_caught(bench, tmp_path):
+    dark = {f"{n}.png": encoded((picture(n) * 0.1).astype(np.uint8), ".png") for n in range(60)}
+    black = {f"{n}.png": encoded(np.zeros((64, 64, 3), np.uint8), ".png") for n in range(60)}
+
+    error = bench.fail(networks.detector(), AccuracyLost, calibration=archive(tmp_path / "a.zip", dark), **INT8)
+    assert "full contrast" in error.detail
+    bench.fail(networks.detector(), CalibrationDegenerate, calibration=archive(tmp_path / "b.zip", black), **INT8)
+
+
 def test_a_model_that_reads_the_samples_no_better_than_chance_is_a_warning(bench, tmp_path):
     files = {f"{9 - n % 10}/{n}.png": encoded(picture(n), ".png") for n in range(100)}
 

@@ -285,3 +285,11 @@ def test_labels_and_recipes_that_do_not_fit_are_refused_before_anything_is_compi
     bench.fail(networks.channel_means(), PreprocessContradicts, preprocess={"width": 9})
 
     assert not bench.work.engine.exists()
+
+
+def test_an_engine_is_never_run_with_more_rows_than_the_service_joins(bench):
+    built = bench.build(networks.doubled(), rows=2)
+
+    assert built.signature.rows_max == 2
+    assert bench.build(networks.doubled(), rows=1).signature.rows_max == 1
+    assert any("leave no room" in text for text in bench.told(EventKind.STEP))  # nothing was joined to find out

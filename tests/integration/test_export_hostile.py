@@ -20,8 +20,10 @@ needs_torch()
 import torch  # noqa: E402
 
 from app.build.export import to_onnx  # noqa: E402
+from app.build.inspection import inspect_model  # noqa: E402
 from app.domain.builds import BuildOptions, ModelFormat  # noqa: E402
 from app.domain.errors import BuildKilled, ConfinementMissing, ModelUnsafe, ServiceError  # noqa: E402
+from app.domain.jobs import Failure  # noqa: E402
 from tests import torch_networks as networks  # noqa: E402
 from tests.torch_networks import opened_here, program, scripted, seeded  # noqa: E402
 
@@ -164,9 +166,12 @@ def test_code_in_a_program_runs_when_it_is_opened_unconfined_and_never_in_an_exp
         refused = None
     except ServiceError as error:
         refused = error.code
+    told = inspect_model(path, ModelFormat.PT2, tmp_path)
 
     assert not marker.exists()
     assert refused == (None if place == "guards" else "model_unsafe")  # guards are dropped; nothing else needs them
+    # What takes PyTorch to find, a build finds.
+    assert (told.code if isinstance(told, Failure) else None) == ("model_unsafe" if place == "lengths" else None)
 
 
 # A process that has lost the system call that makes Landlock rules, as on a kernel without it, and exports then.

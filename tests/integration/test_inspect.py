@@ -22,7 +22,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "digits"
 
 
 def told(path: Path, format: ModelFormat, folder: Path, **how: float) -> ModelFacts:
-    facts = inspect_model(path, format, folder, **how)
+    facts = inspect_model(path, format, folder, **{"timeout_s": 300, **how})
     assert isinstance(facts, ModelFacts), facts
     return facts
 
@@ -57,6 +57,16 @@ def test_an_archive_tells_of_the_network_in_it(tmp_path):
     facts = told(tmp_path / "a.zip", ModelFormat.ONNX_ARCHIVE, tmp_path)
 
     assert facts.parameters == 9_930 and facts.inputs[0].name == "image"
+
+
+def test_operators_that_a_backend_lacks_are_named_in_an_archive_too(tmp_path):
+    path = networks.saved(networks.custom_operators(), tmp_path)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(path, "model.onnx")
+
+    facts = told(tmp_path / "a.zip", ModelFormat.ONNX_ARCHIVE, tmp_path)
+
+    assert "acme::Foo" in facts.refused_by["onnxruntime"]
 
 
 def test_a_program_tells_everything_without_pytorch(tmp_path):

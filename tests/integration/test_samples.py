@@ -54,7 +54,7 @@ async def test_an_image_calibrates_as_the_very_tensor_that_inference_makes_of_it
     engine = tmp_path / "engine"
     runtime = registry.backend("onnxruntime")
     quiet = type("Quiet", (), {"step": lambda self, text: None, "warn": lambda self, text: None})()
-    runtime.compile(model, BuildOptions(), {}, engine, quiet, calibration=None, cache=tmp_path)
+    runtime.compile(model, BuildOptions(), {}, engine, quiet, calibration=None, cache=tmp_path, rows_max=32)
     spec = TensorSpec("x", DType.FLOAT32, (ANY, *RECIPE.row_shape))
     recipe = replace(RECIPE, input="x")
     record = engine_record(

@@ -12,11 +12,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from app.build.unpack import unpacked
+from app.build import unpack
 from app.domain.errors import ExternalDataMissing, ModelInvalid
 from tests.networks import constant, network, value
 
 WEIGHTS = np.random.default_rng(0).standard_normal((30, 20)).astype(np.float32)
+
+
+def unpacked(archive: Path, folder: Path, **limits: int) -> Path:
+    unpack.unpacked(archive, folder / "model.onnx", **limits)
+    return folder / "model.onnx"
 
 
 def saved_apart(folder: Path, location: str = "weights.bin") -> tuple[bytes, bytes]:

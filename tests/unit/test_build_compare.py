@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from app.build.compare import Comparison, problems, refuse_outside
-from app.domain.builds import Accuracy, LabelledAccuracy, OutputAccuracy, Tolerance
+from app.build.compare import Comparison, is_within, problems, refuse_outside
+from app.domain.builds import INT8_TOLERANCE, Accuracy, LabelledAccuracy, OutputAccuracy, Tolerance
 from app.domain.errors import AccuracyLost
 from app.domain.tensors import DType, TensorSpec
 from app.storage.codec import encode
@@ -151,3 +151,21 @@ def test_every_output_outside_its_tolerance_is_told_the_worst_first():
     told = problems(Accuracy(outputs, 1, "random", "reference"), Tolerance(cosine=0, max_rel=2))
 
     assert ["'b'" in told[0], "'a'" in told[1], len(told)] == [True, True, 2]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"sqnr_db": 23, "cosine": 0.981},  # measured: the digits with ranges eight times too wide
+        {"sqnr_db": 21, "cosine": 0.979},  # the input multiplied by 1.1
+        {"sqnr_db": 16, "cosine": 0.988},  # a ResNet-50 with the colours swapped
+        {"sqnr_db": 14},
+        {"max_rel": 0.9},  # a number that has nothing to do with the model's
+    ],
+    ids=str,
+)
+def test_a_broken_int8_engine_is_outside_the_default_tolerance_and_a_sound_detector_within(broken):
+    detector = {"name": "boxes", "max_abs": 140.0, "max_rel": 0.22, "cosine": 0.9997, "sqnr_db": 33.0}  # measured
+
+    assert is_within(OutputAccuracy(**detector), INT8_TOLERANCE)
+    assert not is_within(OutputAccuracy(**{**detector, **broken}), INT8_TOLERANCE)

@@ -256,3 +256,46 @@ def test_a_service_that_does_not_run_is_told_on_standard_error(run, server, caps
     assert status == 1
     assert "http://127.0.0.1:9" in told.err and "jetforge serve" in told.err
     assert told.out == ""
+
+
+INSPECTED = {
+    "id": "sha256:ab",
+    "name": "net.onnx",
+    "format": "onnx",
+    "size_bytes": 2048,
+    "inspection": "done",
+    "failure": None,
+    "facts": {
+        "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 3, 224, 224]}],
+        "outputs": [],
+        "opset": 17,
+        "parameters": 11_689_512,
+        "operators": {"Relu": 17, "Conv": 20},
+        "refused_by": {"tensorrt": "it lacks Foo"},
+        "needs_shapes": ["image"],
+        "hint": "Send -F input_shapes=image:1x3x224x224",
+    },
+}
+
+
+def test_an_inspected_model_tells_what_is_in_it_and_what_speaks_against_it(server, run, model, capsys):
+    server.on("POST /models", lambda handler: (list(handler.body_bytes()), handler.send_json(INSPECTED, 201)))
+
+    status = run("inspect", model)
+
+    told = capsys.readouterr().out
+    assert status == 0
+    for shown in ("image float32 -1x3x224x224", "11,689,512", "Conv 20×, Relu 17×", "tensorrt cannot build it"):
+        assert shown in told
+    assert "Send -F input_shapes=image:1x3x224x224" in told
+
+
+def test_a_model_that_no_build_can_take_fails_its_inspection(server, run, model, capsys):
+    failure = {"code": "model_invalid", "message": "It is damaged.", "hint": "Export it again.", "detail": ""}
+    answer = {**INSPECTED, "inspection": "failed", "facts": None, "failure": failure}
+    server.on("POST /models", lambda handler: (list(handler.body_bytes()), handler.send_json(answer, 201)))
+
+    status = run("inspect", model)
+
+    assert status == 1
+    assert "It is damaged. [model_invalid]" in (told := capsys.readouterr().out) and "Export it again." in told

@@ -34,7 +34,6 @@ from app.domain.errors import (
 from app.domain.tensors import ShapeRange
 
 _CONTEXTS = 4  # that an engine can open where each needs an optimisation profile of its own (before 8.6)
-_ROWS = 32  # largest batch of an engine for which nobody asked a shape
 
 
 class TensorRT(Backend):
@@ -83,6 +82,10 @@ class TensorRT(Backend):
 
     def facts(self) -> Facts:
         return self._facts
+
+    @property
+    def opset_max(self) -> int:
+        return versions.opset_max(self._trt)
 
     @property
     def int8_methods(self) -> Sequence[Int8Method]:
@@ -142,12 +145,13 @@ class TensorRT(Backend):
         *,
         calibration: Samples | None,
         cache: Path,
+        rows_max: int,
     ) -> None:
         from app.backends.tensorrt.onnxfile import OnnxFile
         from app.backends.tensorrt.request import Request
 
         cache.mkdir(parents=True, exist_ok=True)
-        request = Request(OnnxFile(onnx), options, ranges, calibration, cache, self._contexts, _ROWS)
+        request = Request(OnnxFile(onnx), options, ranges, calibration, cache, self._contexts, rows_max)
         with self._cuda.pushed():
             builder = self._builder(progress)
             try:

@@ -51,6 +51,15 @@ def has_levels(trt: Any) -> bool:
     return hasattr(trt.IBuilderConfig, "builder_optimization_level")
 
 
+def opset_max(trt: Any) -> int:
+    """Newest opset that its parser reads: the one thing that no name in the module tells.
+
+    Source: NVIDIA's release notes of the parser: 17 to 8.6, 20 in 10, 25 in 11.
+    """
+    major = int(trt.__version__.split(".")[0])
+    return next(opset for since, opset in ((11, 25), (10, 20), (0, 17)) if major >= since)
+
+
 def creation_flags(trt: Any) -> int:
     """Of a network that is read from ONNX: explicit batch to 10.x, the graph's own types in 11."""
     flags = trt.NetworkDefinitionCreationFlag

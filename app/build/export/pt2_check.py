@@ -1,4 +1,4 @@
-"""A .pt2 file before and while it is loaded: it must describe a graph and weights, and run nothing. Imports torch.
+"""A .pt2 file before and while it is loaded: it must describe a graph and weights, and run nothing.
 
 torch.export.load unpickles weights, constants and example inputs, hands expressions to sympy's parser, which evaluates
 them as Python, looks operators up along any attribute of torch, and writes names and guards into Python that it runs.
@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from app.domain.errors import ModelUnsafe
 
@@ -55,6 +53,8 @@ def check(path: Path) -> None:
 @contextmanager
 def no_pickles() -> Iterator[None]:
     """While it lasts, torch.load reads tensors only, and other pickles are refused."""
+    import torch  # here, so that a file can be checked without it
+
     load = torch.load
 
     def tensors_only(*arguments: Any, **options: Any) -> Any:
