@@ -39,7 +39,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
     with wiring.connected_services(settings) as services:
         config = uvicorn.Config(
             create_app(services),
-            log_config=logs.config(settings.log_level),
+            log_config=logs.config(settings.log_level, settings.log_format),
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,

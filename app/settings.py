@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -25,6 +26,10 @@ class Settings(BaseSettings):
         False, description="Listen on an address other than loopback although nobody has to show a key."
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people (text) or for programs (json, one object a line)."
+    )
+    log_requests: bool = Field(False, description="Write a log line for every answered request.")
 
     max_upload_mib: int = Field(
         4096, ge=1, description="Largest upload (model and calibration of one request together), in MiB."

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from app import __version__
 from app.api import calibrations, device, engines, infer, jobs, models, problems, v2
 from app.api.events import Changes
+from app.api.observed import Observed, RequestCounts
 from app.api.services import Services
 
 DESCRIPTION = """Turns uploaded networks into engines on the device they will run on, proves them against their
@@ -28,6 +29,9 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(title="jetforge", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
+    app.state.requests = RequestCounts()
+    # Added last, so outermost: what other layers answer is counted as well.
+    app.add_middleware(Observed, counts=app.state.requests, is_logged=services.settings.log_requests)
     problems.install(app)
     for part in (jobs, models, calibrations, engines, infer, device, v2):
         app.include_router(part.router)
