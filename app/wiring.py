@@ -22,6 +22,7 @@ from app.storage.archives import ArchiveLimits
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
 from app.storage.database import Database, migrate
+from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
 from app.worker import Worker, workers_alive
 
@@ -58,6 +59,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             intake=intake,
             inference=InferenceService(catalogue.engine, pool),
             workers_alive=_alive(settings),
+            feed=JobFeed(database),
         )
     finally:
         database.close()

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import calibrations, device, engines, infer, jobs, models, problems, v2
+from app.api import calibrations, device, engines, infer, jobs, metrics, models, problems, v2
 from app.api.events import Changes
 from app.api.observed import Observed, RequestCounts
 from app.api.services import Services
@@ -30,9 +30,10 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     app.state.requests = RequestCounts()
+    app.state.metrics = metrics.MetricsPage(services, app.state.requests)
     # Added last, so outermost: what other layers answer is counted as well.
     app.add_middleware(Observed, counts=app.state.requests, is_logged=services.settings.log_requests)
     problems.install(app)
-    for part in (jobs, models, calibrations, engines, infer, device, v2):
+    for part in (jobs, models, calibrations, engines, infer, device, metrics, v2):
         app.include_router(part.router)
     return app

@@ -133,6 +133,7 @@ class EventSchema(BaseModel):
     kind: str
     stage: str | None
     message: str
+    state: str | None  # of kind state: what the job became
 
     @classmethod
     def from_domain(cls, event: JobEvent) -> EventSchema:
@@ -143,6 +144,7 @@ class EventSchema(BaseModel):
             kind=event.kind.value,
             stage=event.stage.value if event.stage else None,
             message=event.message,
+            state=event.state.value if event.state else None,
         )
 
 

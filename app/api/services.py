@@ -13,6 +13,7 @@ from app.serving.service import InferenceService
 from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
+from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
 
 
@@ -25,6 +26,7 @@ class Services:
     intake: Intake
     inference: InferenceService
     workers_alive: Callable[[], int]
+    feed: JobFeed
 
 
 def services(request: Request) -> Services:

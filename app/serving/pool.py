@@ -11,15 +11,14 @@ from contextlib import asynccontextmanager
 
 from app.backends.base import LoadedEngine
 from app.domain.builds import Digest, EngineRecord
-from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse, ServiceError, ShuttingDown
-from app.serving.seats import EngineState, Seat, WarmState
+from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse, ServiceError
+from app.serving.pool_events import PoolEvents
+from app.serving.seats import EngineState, Seat, WarmState, stopping
 from app.serving.warm import WarmEngine
 
 __all__ = ["EnginePool", "EngineState", "WarmState"]
 
 log = logging.getLogger(__name__)
-
-MIB = 1024 * 1024
 
 
 class EnginePool:
@@ -53,6 +52,7 @@ class EnginePool:
             drain_s: how long `unload` waits for leases to end.
         """
         self.budget_bytes = budget_bytes
+        self.events = PoolEvents()
         self._load_file = load
         self._keep_alive_s = keep_alive_s
         self._contexts = contexts
@@ -124,7 +124,7 @@ class EnginePool:
         since_s = self._clock() - self._keep_alive_s
         unused = [seat for seat in self._seats.values() if seat.is_idle and seat.last_used_s <= since_s]
         if unused and self._keep_alive_s > 0:
-            await asyncio.wait({self._retire(seat) for seat in unused})
+            await asyncio.wait({self._retire(seat, is_evicted=True) for seat in unused})
 
     def states(self) -> list[WarmState]:
         """Every engine that is loading, ready or draining."""
@@ -152,10 +152,11 @@ class EnginePool:
     def _seat(self, record: EngineRecord) -> Seat:
         """The engine's seat; a new one begins to load."""
         if self._is_closed:
-            raise _stopping()
+            raise stopping()
         seat = self._seats.get(record.blob)
         if seat is None:
             seat = self._seats[record.blob] = Seat(record, last_used_s=self._clock())
+            self.events.loading(record)
             seat.loading = asyncio.create_task(self._load(seat))
             seat.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # its waiters may be gone
             if self._sweeper is None and self._keep_alive_s > 0:
@@ -170,18 +171,19 @@ class EnginePool:
                 await asyncio.wait(earlier, timeout=self._drain_s)
             async with self._one_load:
                 if self._is_closed:
-                    raise _stopping()
+                    raise stopping()
                 started_s = time.perf_counter()
                 seat.warm = await self._loaded(seat.record)
         except BaseException:
             if self._seats.get(blob) is seat:
                 del self._seats[blob]
+            self.events.load_failed(seat.record)
             raise
         seat.load_s = time.perf_counter() - started_s
         seat.loaded_s = self._clock()
         seat.touch(seat.loaded_s)
         seat.loaded_at = seat.last_used_at
-        log.info("engine loaded", extra={"engine": seat.record.ref, "seconds": round(seat.load_s, 3)})
+        self.events.loaded(seat.record, seat.load_s)
         return seat.warm
 
     async def _loaded(self, record: EngineRecord) -> WarmEngine:
@@ -235,10 +237,10 @@ class EnginePool:
         deadline_s = loop.time() + self._room_wait_s
         while self.used_bytes + needed_bytes > self.budget_bytes:
             if self._is_closed:
-                raise _stopping()
+                raise stopping()
             idle = [seat for seat in self._seats.values() if seat.is_idle]
             if idle:
-                await asyncio.wait({self._retire(min(idle, key=lambda seat: seat.last_used_s))})
+                await asyncio.wait({self._retire(min(idle, key=lambda seat: seat.last_used_s), is_evicted=True)})
             elif not await self._changed(deadline_s - loop.time()):
                 raise EngineTooLarge(
                     f"{record.ref} needs {_mib(needed_bytes)} MiB; engines in use hold {_mib(self.used_bytes)} of"
@@ -249,14 +251,15 @@ class EnginePool:
     async def _evict_idle(self) -> bool:
         idle = [seat for seat in self._seats.values() if seat.is_idle]
         if idle:
-            await asyncio.wait({self._retire(seat) for seat in idle})
+            await asyncio.wait({self._retire(seat, is_evicted=True) for seat in idle})
         return bool(idle)
 
-    def _retire(self, seat: Seat) -> asyncio.Task[None]:
+    def _retire(self, seat: Seat, *, is_evicted: bool = False) -> asyncio.Task[None]:
         """Take the seat out of use; the task ends when its memory is free."""
         del self._seats[seat.record.blob]
         self._leaving.add(seat)
         seat.left = asyncio.create_task(self._leave(seat))
+        self.events.draining(seat.record, is_evicted=is_evicted)
         return seat.left
 
     def _leaving_of(self, record: EngineRecord) -> set[asyncio.Task[None]]:
@@ -268,8 +271,9 @@ class EnginePool:
             await self._changed(None)
         if seat.warm:
             await seat.warm.close()
-            log.info("engine unloaded", extra={"engine": seat.record.ref})
         self._leaving.discard(seat)
+        if seat.warm:
+            self.events.unloaded(seat.record)
         self._tell_change()
 
     def _estimate(self, record: EngineRecord) -> int:
@@ -293,8 +297,4 @@ class EnginePool:
 
 
 def _mib(count_bytes: int) -> int:
-    return -(-count_bytes // MIB)
-
-
-def _stopping() -> ShuttingDown:
-    return ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")
+    return -(-count_bytes >> 20)

@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from enum import Enum
 
 from app.domain.builds import Digest, EngineRecord
+from app.domain.errors import ShuttingDown
 from app.serving.warm import WarmEngine
 
 
@@ -91,3 +92,7 @@ class Seat:
         if self.left:
             return EngineState.DRAINING
         return EngineState.READY if self.warm else EngineState.LOADING
+
+
+def stopping() -> ShuttingDown:
+    return ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")

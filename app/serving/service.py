@@ -14,13 +14,14 @@ from itertools import pairwise
 import numpy as np
 
 from app.domain.builds import EngineRecord, parsed_ref
-from app.domain.errors import ImageRejected, InUse, InvalidRequest, RecipeMissing, ShuttingDown, TensorRejected
+from app.domain.errors import ImageRejected, InUse, InvalidRequest, RecipeMissing, TensorRejected
 from app.domain.preprocess import Preprocess, row_from_image
 from app.domain.tensors import ANY, Signature, Tensor, Tensors, check_inputs, described
 from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
 from app.serving.batcher import Run, rows_limit
 from app.serving.pool import EnginePool
-from app.serving.seats import WarmState
+from app.serving.pool_events import PoolEvents
+from app.serving.seats import WarmState, stopping
 from app.serving.statistics import Statistics
 from app.serving.warm import rows_in
 
@@ -64,7 +65,7 @@ class InferenceService:
             InvalidName, EngineNotFound, or ShuttingDown.
         """
         if self._is_closed:
-            raise ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")
+            raise stopping()
         now_s = self._clock()
         found = self._found.get(ref)
         if found and now_s - found[1] < self._found_for_s:
@@ -144,6 +145,11 @@ class InferenceService:
     def states(self) -> list[WarmState]:
         """Every engine that is loading, ready or draining."""
         return self._pool.states()
+
+    @property
+    def events(self) -> PoolEvents:
+        """What the pool has done, and who is told when it does more."""
+        return self._pool.events
 
     @property
     def used_bytes(self) -> int:

@@ -15,7 +15,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -114,6 +114,14 @@ class ArtefactStore:
             if path not in kept and self._removed(path, older_than_s):
                 swept.append(f"sha256:{path.name}")
         return swept
+
+    def stored_bytes(self) -> int:
+        """Sizes of all artefacts together; takes a look at each."""
+        total_bytes = 0
+        for path in self._objects.glob("??/*"):
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                total_bytes += path.stat().st_size
+        return total_bytes
 
     def check_space(self, wanted_bytes: int) -> None:
         """Refuse to write when less than the wanted minimum would be free afterwards.

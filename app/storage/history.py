@@ -112,6 +112,9 @@ def pulse(job: Job) -> tuple[str, int, datetime | None]:
 
 def tell(connection: Connection, job_id: str, kind: EventKind, stage: Stage | None, at: datetime, message: str) -> Job:
     """Add a line to the job's history; returns the job as it is now."""
-    connection.execute(insert(job_events).values(job=job_id, at=at, kind=kind, stage=stage, message=message))
     raised = update(jobs).where(jobs.c.id == job_id).values(revision=raise_revision(connection)).returning(*jobs.c)
-    return as_domain(Job, connection.execute(raised).one())
+    job = as_domain(Job, connection.execute(raised).one())
+    state = job.state if kind is EventKind.STATE else None
+    line = {"job": job_id, "at": at, "kind": kind, "stage": stage, "message": message, "state": state}
+    connection.execute(insert(job_events).values(line))
+    return job

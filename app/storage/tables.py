@@ -165,6 +165,7 @@ job_events = Table(
     Column("kind", Choice(EventKind), nullable=False),
     Column("stage", Choice(Stage)),
     Column("message", Text, nullable=False),
+    Column("state", Choice(JobState)),
     Index("ix_job_events_job", "job"),
     sqlite_autoincrement=True,
 )

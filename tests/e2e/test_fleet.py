@@ -1,0 +1,133 @@
+"""What an operator of many devices sees of one: metrics, the log."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.api.triton_metrics import NAMES
+from tests import networks
+from tests.service import ROOT, Service
+
+DOCS = ROOT / "docs"
+
+
+def model(marker: str) -> bytes:
+    """A small network that no other test builds: its engine does not exist yet."""
+    return networks.doubled_with_marker(marker).SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("fleet") / "data", log_requests="true").start()
+    yield running
+    assert running.stop() == 0
+    assert "Traceback" not in running.log
+
+
+@pytest.fixture(scope="module")
+def engine(service: Service) -> str:
+    with service.client() as client:
+        job = service.build(client, model("fleet"), "net", simplify="false")
+    assert job["state"] == "succeeded", job
+    return str(job["engine"])
+
+
+def infer(client: httpx.Client, ref: str) -> httpx.Response:
+    return client.post(f"/infer/{ref}", json={"inputs": np.ones((3, 4)).tolist()})
+
+
+def infer_by_protocol(client: httpx.Client, name: str) -> httpx.Response:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 1, 1, 1]}
+    return client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
+
+
+def samples(client: httpx.Client) -> dict[str, float]:
+    page = client.get("/metrics")
+    assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = [line for line in page.text.splitlines() if not line.startswith("#")]
+    found = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+    assert len(found) == len(lines), "a sample appears twice"
+    return found
+
+
+def test_every_protocol_is_counted_alike(client: httpx.Client, engine: str) -> None:
+    assert infer(client, engine).status_code == infer_by_protocol(client, "net").status_code == 200
+
+    before = samples(client)
+    infer(client, engine)
+    infer_by_protocol(client, "net")
+    after = samples(client)
+
+    def grown(name: str) -> float:
+        return after[name] - before[name]
+
+    label = f'engine="{engine}"'
+    assert grown(f'jetforge_inference_requests_total{{{label},result="success"}}') == 2
+    assert grown(f"jetforge_inference_rows_total{{{label}}}") == 4
+    assert grown(f"jetforge_inference_seconds_count{{{label}}}") == 2
+    assert grown(f'jetforge_inference_stage_seconds_count{{{label},stage="compute"}}') == 2
+    assert grown(f'jetforge_inference_stage_seconds_count{{{label},stage="encode"}}') == 1  # the protocol tells it
+    assert grown(f'jetforge_inference_batch_rows_bucket{{{label},le="2.0"}}') == 1
+    assert grown('nv_inference_request_success{model="net",version="1"}') == 2
+    assert grown('jetforge_http_requests_total{method="POST",route="/infer/{ref}",status="200"}') == 1
+
+
+def test_builds_are_counted_by_result_and_stage(service: Service, client: httpx.Client) -> None:
+    before = samples(client)
+    service.build(client, model("counted"), "counted", simplify="false")
+    after = samples(client)
+
+    for name in (
+        'jetforge_builds_total{result="succeeded"}',
+        'jetforge_build_stage_seconds_count{stage="compile"}',
+        'jetforge_jobs{state="succeeded"}',
+    ):
+        assert after[name] - before[name] == 1
+
+
+def test_every_metric_is_described_and_every_described_one_exists(client: httpx.Client) -> None:
+    families = set(re.findall(r"^# TYPE (\S+)", client.get("/metrics").text, re.M)) | set(NAMES)
+    rows = [line for line in (DOCS / "metrics.md").read_text().splitlines() if line.startswith("| `")]
+    described = {name for row in rows for name in re.findall(r"`([a-z_]+)`", row.split("|")[1])}
+
+    assert described == families
+
+
+def test_the_dashboard_asks_for_metrics_that_exist(client: httpx.Client) -> None:
+    families = dict(re.findall(r"^# TYPE (\S+) (\S+)", client.get("/metrics").text, re.M)) | {
+        name: "gauge" for name in NAMES
+    }
+    histograms = {name for name, kind in families.items() if kind == "histogram"}
+    known = (set(families) - histograms) | {
+        f"{name}_{end}" for name in histograms for end in ("bucket", "sum", "count")
+    }
+    dashboard = json.loads((DOCS / "grafana.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+
+    asked = {name for text in expressions for name in re.findall(r"\b((?:jetforge|nv|process)_[a-z_]+)", text)}
+
+    assert len(expressions) > 30
+    assert asked - known == set()
+
+
+def test_an_answer_a_problem_and_the_log_name_the_request_alike(service: Service, client: httpx.Client) -> None:
+    answer = client.get("/jobs/nope", headers={"X-Request-ID": "asked-by-a-test"})
+
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "asked-by-a-test"
+    line = next(line for line in service.log.splitlines() if "path=/jobs/nope" in line)
+    assert "status=404" in line and "job=nope" in line and "request=asked-by-a-test" in line
+
+
+def test_a_request_without_a_sane_id_gets_one(client: httpx.Client) -> None:
+    sent: list[dict[str, Any]] = [{}, {"X-Request-ID": "a b"}, {"X-Request-ID": "x" * 500}]
+    made = {client.get("/healthz", headers=headers).headers["x-request-id"] for headers in sent}
+
+    assert len(made) == 3
+    assert all(re.fullmatch(r"[0-9a-f]{16}", name) for name in made)
