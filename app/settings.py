@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         False, description="Listen on an address other than loopback although nobody has to show a key."
     )
+    device_name: str = Field("", description="Name of this device in GET /status and webhooks; empty: its host name.")
     log_level: str = Field("info", description="debug, info, warning or error.")
     log_format: Literal["text", "json"] = Field(
         "text", description="Log lines for people (text) or for programs (json, one object a line)."

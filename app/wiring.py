@@ -24,6 +24,7 @@ from app.storage.catalogue import Catalogue
 from app.storage.database import Database, migrate
 from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
+from app.storage.watch import RevisionWatch
 from app.worker import Worker, workers_alive
 
 
@@ -60,6 +61,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             inference=InferenceService(catalogue.engine, pool),
             workers_alive=_alive(settings),
             feed=JobFeed(database),
+            watch=partial(RevisionWatch, database),
         )
     finally:
         database.close()

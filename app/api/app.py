@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import calibrations, device, engines, infer, jobs, metrics, models, problems, v2
+from app.api import calibrations, device, engines, infer, jobs, metrics, models, problems, status, v2
 from app.api.events import Changes
 from app.api.observed import Observed, RequestCounts
 from app.api.services import Services
+from app.api.unchanged import Tags, Unchanged
 
 DESCRIPTION = """Turns uploaded networks into engines on the device they will run on, proves them against their
 source, and serves them warm. Errors are RFC 9457 problems with `code`, `detail` and `hint`."""
@@ -24,6 +25,7 @@ def create_app(services: Services) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         app.state.changes.close()
+        app.state.watch.close()
         await services.inference.close()
 
     app = FastAPI(title="jetforge", version=__version__, description=DESCRIPTION, lifespan=lifespan)
@@ -31,9 +33,13 @@ def create_app(services: Services) -> FastAPI:
     app.state.changes = Changes(services.queue.revision)
     app.state.requests = RequestCounts()
     app.state.metrics = metrics.MetricsPage(services, app.state.requests)
+    app.state.watch = services.watch()
+    app.state.status = status.StatusDocument(services, app.state.watch)
+    app.state.tags = Tags(services, app.state.watch, app.state.status)
+    app.add_middleware(Unchanged, tags=app.state.tags)  # innermost: whoever may not ask is not told this either
     # Added last, so outermost: what other layers answer is counted as well.
     app.add_middleware(Observed, counts=app.state.requests, is_logged=services.settings.log_requests)
     problems.install(app)
-    for part in (jobs, models, calibrations, engines, infer, device, metrics, v2):
+    for part in (jobs, models, calibrations, engines, infer, device, metrics, status, v2):
         app.include_router(part.router)
     return app

@@ -16,6 +16,8 @@ from app.api.options import build_options
 from app.api.responses import json_response, matches, not_modified, tagged
 from app.api.schemas import JobPage, JobSchema
 from app.api.services import Services, Wired
+from app.api.status import read_revision
+from app.api.unchanged import Tags, jobs_tag
 from app.api.uploads import Form, received_form
 from app.domain.builds import BuildOptions, Candidate, Precision, parsed_ref
 from app.domain.errors import EngineNotFound, InvalidRequest
@@ -85,7 +87,7 @@ def _idempotency(
 
 
 @router.get("/jobs", response_model=JobPage)
-def list_jobs(
+async def list_jobs(
     request: Request,
     wired: Wired,
     state: JobState | None = None,
@@ -94,10 +96,12 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Response:
     """Jobs, newest first. `after` = the `next` of the page before. Send the ETag back: 304 when nothing changed."""
-    etag = f'"r{wired.queue.revision()}"'
+    etag = jobs_tag(await read_revision(wired, request.app.state.watch))
     if matches(request, etag):
         return not_modified(etag)
-    jobs = wired.queue.list(state=state, name=name, after=after, limit=limit + 1)
+    jobs = await run_in_threadpool(wired.queue.list, state=state, name=name, after=after, limit=limit + 1)
+    tags: Tags = request.app.state.tags
+    tags.answered(request.scope["query_string"])
     page = JobPage(
         jobs=[JobSchema.from_domain(job) for job in jobs[:limit]],
         next=jobs[limit - 1].id if len(jobs) > limit else None,

@@ -15,6 +15,7 @@ from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
 from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
+from app.storage.watch import RevisionWatch
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Services:
     inference: InferenceService
     workers_alive: Callable[[], int]
     feed: JobFeed
+    watch: Callable[[], RevisionWatch]  # a new one; whoever takes it closes it
 
 
 def services(request: Request) -> Services:

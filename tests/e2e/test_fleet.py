@@ -131,3 +131,44 @@ def test_a_request_without_a_sane_id_gets_one(client: httpx.Client) -> None:
 
     assert len(made) == 3
     assert all(re.fullmatch(r"[0-9a-f]{16}", name) for name in made)
+
+
+def test_a_poll_of_the_status_is_told_304_until_something_changes(service: Service, client: httpx.Client) -> None:
+    first = client.get("/status")
+    tag = {"If-None-Match": first.headers["etag"]}
+
+    assert client.get("/status", headers=tag).status_code == 304
+    job = service.build(client, model("polled"), "polled", simplify="false")
+    changed = client.get("/status", headers=tag)
+
+    assert changed.status_code == 200 and changed.headers["etag"] != first.headers["etag"]
+    assert changed.json()["last_jobs"][0]["id"] == job["id"]
+    assert {"ref": job["engine"], "precision": "fp32", "state": "cold"} in changed.json()["engines"]
+    assert changed.json()["health"] == "ok" and changed.json()["workers"] == 1
+
+
+def test_the_status_tells_when_an_engine_is_loaded(client: httpx.Client, engine: str) -> None:
+    client.post(f"/engines/{engine}/unload")
+    cold = client.get("/status")
+    client.post(f"/engines/{engine}/load")
+    warm = client.get("/status", headers={"If-None-Match": cold.headers["etag"]})
+
+    assert warm.status_code == 200
+    states = [{item["ref"]: item["state"] for item in answer.json()["engines"]}[engine] for answer in (cold, warm)]
+    assert states == ["cold", "ready"]
+
+
+def test_a_poll_of_the_jobs_sees_its_own_writes_at_once(service: Service, client: httpx.Client) -> None:
+    tag = {"If-None-Match": client.get("/jobs").headers["etag"]}
+    assert client.get("/jobs", headers=tag).status_code == 304
+
+    client.post("/models", content=model("a write that the table of jobs is told of"))
+
+    assert client.get("/jobs", headers=tag).status_code == 200
+
+
+def test_a_query_that_is_refused_is_refused_with_the_right_tag_too(client: httpx.Client) -> None:
+    tag = {"If-None-Match": client.get("/jobs").headers["etag"]}
+
+    assert client.get("/jobs", headers=tag).status_code == 304
+    assert client.get("/jobs?limit=0", headers=tag).status_code == 422
