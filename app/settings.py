@@ -35,6 +35,7 @@ class Settings(BaseSettings):
     max_upload_mib: int = Field(
         4096, ge=1, description="Largest upload (model and calibration of one request together), in MiB."
     )
+    event_streams_max: int = Field(100, ge=0, description="Readers of GET /events at a time.")
     url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")

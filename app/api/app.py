@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import calibrations, device, engines, infer, jobs, metrics, models, problems, status, v2
+from app.api import calibrations, device, engines, feed, infer, jobs, metrics, models, problems, status, v2
 from app.api.events import Changes
 from app.api.observed import Observed, RequestCounts
 from app.api.services import Services
@@ -32,7 +32,14 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     app.state.requests = RequestCounts()
-    app.state.metrics = metrics.MetricsPage(services, app.state.requests)
+    app.state.feed = feed.Feed(
+        services.feed,
+        app.state.changes,
+        services.inference.events,
+        services.inference.states,
+        streams_max=services.settings.event_streams_max,
+    )
+    app.state.metrics = metrics.MetricsPage(services, app.state.requests, app.state.feed)
     app.state.watch = services.watch()
     app.state.status = status.StatusDocument(services, app.state.watch)
     app.state.tags = Tags(services, app.state.watch, app.state.status)
@@ -40,6 +47,6 @@ def create_app(services: Services) -> FastAPI:
     # Added last, so outermost: what other layers answer is counted as well.
     app.add_middleware(Observed, counts=app.state.requests, is_logged=services.settings.log_requests)
     problems.install(app)
-    for part in (jobs, models, calibrations, engines, infer, device, metrics, status, v2):
+    for part in (jobs, models, calibrations, engines, infer, device, metrics, status, feed, v2):
         app.include_router(part.router)
     return app

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, Metric, ProcessCollector, gener
 from starlette.concurrency import run_in_threadpool
 
 from app.api.build_counts import BuildCounts
+from app.api.feed import Feed
 from app.api.metric_families import Measured, by_engine, families
 from app.api.observed import RequestCounts
 from app.api.services import Services, Wired
@@ -36,8 +37,8 @@ async def get_metrics(request: Request, wired: Wired) -> Response:
 class MetricsPage:
     """Gathers everything and writes it down."""
 
-    def __init__(self, wired: Services, requests: RequestCounts) -> None:
-        self.streams = 0  # open ones; whoever opens them counts them here
+    def __init__(self, wired: Services, requests: RequestCounts, feed: Feed) -> None:
+        self._feed = feed
         self._wired = wired
         self._requests = requests
         self._builds = BuildCounts(wired.feed)
@@ -66,7 +67,7 @@ class MetricsPage:
             budget_bytes=self._wired.inference.budget_bytes,
             jobs=self._wired.queue.counts(),
             workers=self._wired.workers_alive(),
-            streams=self.streams,
+            streams=self._feed.streams,
             disk_total_bytes=disk.total,
             disk_free_bytes=disk.free,
             artefact_bytes=self._artefact_bytes(),

@@ -200,6 +200,12 @@ class QueueFull(Unavailable):
     title = "Too many requests wait for this engine"
 
 
+class StreamsFull(Unavailable):
+    code = "streams_full"
+    title = "Too many event streams are open"
+    retry_after_s = 10
+
+
 class EngineTooLarge(Unavailable):
     code = "engine_too_large"
     title = "There is no room in memory for the engine"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -172,3 +173,54 @@ def test_a_query_that_is_refused_is_refused_with_the_right_tag_too(client: httpx
 
     assert client.get("/jobs", headers=tag).status_code == 304
     assert client.get("/jobs?limit=0", headers=tag).status_code == 422
+
+
+def told(lines: Iterator[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Id (0: none) and data of each `job` or `engine` event."""
+    seq, kind = 0, ""
+    for line in lines:
+        field, _, value = line.partition(": ")
+        if field == "id":
+            seq = int(value)
+        elif field == "event":
+            kind = value
+        elif field == "data":
+            if kind != "sync":
+                yield seq, json.loads(value)
+            seq = 0
+
+
+def test_a_reader_of_all_events_follows_builds_and_engines_and_can_come_back(
+    service: Service, client: httpx.Client
+) -> None:
+    with service.client() as follower, follower.stream("GET", "/events") as stream:
+        lines = stream.iter_lines()
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        next(line for line in lines if line.startswith("event: sync"))
+        job = service.build(client, model("followed"), "followed", simplify="false")
+        client.post("/engines/followed/load")
+        seen = []
+        for seq, data in told(lines):
+            seen.append((seq, data))
+            if data.get("action") == "loaded":
+                break
+    mine = [data for _, data in seen if data.get("job") == job["id"]]
+    assert [data["state"] for data in mine if data["kind"] == "state"] == ["queued", "running", "succeeded"]
+    stages = [data["stage"] for data in mine if data["kind"] == "stage"]
+    assert stages == ["inspect", "simplify", "compile", "verify", "publish"]
+    assert {"action": "published", "engine": "followed:1", "seconds": None} in [data for _, data in seen]
+
+    ids = [seq for seq, _ in seen if seq]
+    with client.stream("GET", "/events", headers={"Last-Event-ID": str(ids[2])}) as again:
+        numbered = (seq for seq, _ in told(again.iter_lines()) if seq)
+        missed = [seq for _, seq in zip(ids[3:], numbered, strict=False)]
+    assert missed == ids[3:]
+
+
+def test_an_open_stream_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+    service = Service(tmp_path / "data", "--no-worker").start()
+    with service.client() as client, client.stream("GET", "/events") as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("event: sync"))
+        assert service.stop() == 0
+        assert list(lines)[-1:] == [""]  # ended, not cut off
