@@ -73,5 +73,7 @@ def config(level: str, form: str = "text") -> dict[str, Any]:
             "uvicorn.error": {"level": level.upper()},
             "uvicorn.access": {"level": "WARNING"},
             "alembic": {"level": "WARNING"},
+            "httpx": {"level": "WARNING"},  # it writes whole addresses, and those of webhooks may hold a secret
+            "httpcore": {"level": "WARNING"},
         },
     }

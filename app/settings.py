@@ -35,6 +35,16 @@ class Settings(BaseSettings):
     max_upload_mib: int = Field(
         4096, ge=1, description="Largest upload (model and calibration of one request together), in MiB."
     )
+    webhook_targets: str = Field(
+        "", description="Where webhooks may go: host names (https) or beginnings of URLs, separated by commas."
+    )
+    webhook_networks: str = Field(
+        "", description="Networks that are not public and may be connected to by webhooks all the same, as 10.0.0.0/8."
+    )
+    webhook_secret: str = Field("", repr=False, description="What webhooks are signed with, 16 characters or more.")
+    webhook_url: str = Field("", description="Webhook of jobs that name none.")
+    webhook_attempts: int = Field(8, ge=1, description="Times that a webhook is sent before it is given up.")
+    webhook_timeout_s: float = Field(10, gt=0, le=60, description="Time limit of sending one webhook, in seconds.")
     event_streams_max: int = Field(100, ge=0, description="Readers of GET /events at a time.")
     url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,8 +13,9 @@ from app.backends import registry
 from app.backends.base import LoadedEngine
 from app.device import memory_bytes
 from app.domain.builds import EngineRecord
-from app.domain.errors import EngineStale, EngineUnloadable
+from app.domain.errors import EngineStale, EngineUnloadable, StartRefused, WebhookRefused
 from app.domain.jobs import Job
+from app.domain.webhooks import SECRET_MIN, WebhookRules, parsed_networks, parsed_targets
 from app.intake import Intake
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
@@ -25,6 +27,7 @@ from app.storage.database import Database, migrate
 from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
 from app.storage.watch import RevisionWatch
+from app.storage.webhooks import Webhooks
 from app.worker import Worker, workers_alive
 
 
@@ -43,7 +46,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     database = Database(settings.database)
     store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
     catalogue, queue = Catalogue(database), JobQueue(database)
-    intake = Intake(catalogue, queue, registry.chosen, limits(settings))
+    intake = Intake(catalogue, queue, registry.chosen, limits(settings), webhook_rules(settings))
     pool = EnginePool(
         load=partial(load_engine, store, intake.rebuild if settings.rebuild_stale else None),
         budget_bytes=budget_bytes(settings),
@@ -61,6 +64,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             inference=InferenceService(catalogue.engine, pool),
             workers_alive=_alive(settings),
             feed=JobFeed(database),
+            webhooks=Webhooks(database),
             watch=partial(RevisionWatch, database),
         )
     finally:
@@ -73,9 +77,59 @@ def connected_worker(settings: Settings) -> Iterator[Worker]:
     database = Database(settings.database)
     store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
     try:
-        yield Worker(settings, store, Catalogue(database), JobQueue(database), registry.chosen)
+        with _webhooks_delivered(settings, database):
+            yield Worker(settings, store, Catalogue(database), JobQueue(database), registry.chosen)
     finally:
         database.close()
+
+
+@contextmanager
+def _webhooks_delivered(settings: Settings, database: Database) -> Iterator[None]:
+    """Webhooks are sent for as long as the block lasts, if there are to be any."""
+    rules = webhook_rules(settings)
+    if not rules.targets:
+        yield
+        return
+    from app.courier import Courier  # brings an HTTP client, which the server does not need
+
+    courier = Courier(
+        Webhooks(database),
+        JobQueue(database),
+        rules,
+        device=settings.device_name or socket.gethostname(),
+        secret=settings.webhook_secret,
+        attempts_max=settings.webhook_attempts,
+        timeout_s=settings.webhook_timeout_s,
+    )
+    courier.start()
+    try:
+        yield
+    finally:
+        courier.stop()
+
+
+def webhook_rules(settings: Settings) -> WebhookRules:
+    """Where webhooks may go.
+
+    Raises:
+        StartRefused: the settings contradict each other, or cannot be read.
+    """
+    try:
+        targets, networks = parsed_targets(settings.webhook_targets), parsed_networks(settings.webhook_networks)
+        rules = WebhookRules(targets, networks, settings.webhook_url)
+        rules.checked(None)
+    except (WebhookRefused, ValueError) as error:
+        raise StartRefused(
+            f"The settings of webhooks cannot be used: {error}",
+            hint="webhook_targets are hosts or URLs, webhook_networks are like 10.0.0.0/8, webhook_url begins like one"
+            " of the targets.",
+        ) from error
+    if targets and len(settings.webhook_secret) < SECRET_MIN:
+        raise StartRefused(
+            f"webhook_secret has {len(settings.webhook_secret)} characters; webhooks need one of {SECRET_MIN} or more.",
+            hint="Make one: openssl rand -hex 32.",
+        )
+    return rules
 
 
 def load_engine(

@@ -21,6 +21,7 @@ from app.domain.builds import (
 from app.domain.jobs import Failure, Job, JobEvent, JobState, Stage
 from app.domain.preprocess import Preprocess
 from app.domain.tensors import Signature
+from app.domain.webhooks import Delivery, DeliveryState, parsed
 from app.serving.seats import EngineState, WarmState
 from app.storage.codec import encode
 
@@ -75,6 +76,28 @@ class CalibrationSchema(BaseModel):
         )
 
 
+class WebhookSchema(BaseModel):
+    """What became of telling somebody of the job's end. The rest of the URL may be secret."""
+
+    host: str
+    state: DeliveryState
+    attempts: int  # since the job's last end
+    status: int | None  # of the last answer
+    error: str | None  # of the last attempt
+    next_at: datetime | None  # of the next attempt
+
+    @classmethod
+    def from_domain(cls, delivery: Delivery) -> WebhookSchema:
+        return cls(
+            host=parsed(delivery.url).authority,
+            state=delivery.state,
+            attempts=delivery.attempts,
+            status=delivery.status,
+            error=delivery.error,
+            next_at=delivery.next_at,
+        )
+
+
 class JobSchema(BaseModel):
     id: str
     name: str
@@ -92,6 +115,7 @@ class JobSchema(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     candidates: list[Candidate] | None  # of a succeeded build with precision auto, in GET /jobs/{id} only
+    webhook: WebhookSchema | None = None  # in GET /jobs/{id} only
     links: dict[str, str]
 
     @classmethod

@@ -16,6 +16,7 @@ from app.storage.catalogue import Catalogue
 from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
 from app.storage.watch import RevisionWatch
+from app.storage.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Services:
     inference: InferenceService
     workers_alive: Callable[[], int]
     feed: JobFeed
+    webhooks: Webhooks
     watch: Callable[[], RevisionWatch]  # a new one; whoever takes it closes it
 
 

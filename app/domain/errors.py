@@ -81,6 +81,11 @@ class InvalidShape(InvalidInput):
     title = "A shape cannot be read or contradicts itself"
 
 
+class WebhookRefused(InvalidInput):
+    code = "webhook_refused"
+    title = "Webhooks to this address are not allowed"
+
+
 class EmptyUpload(InvalidInput):
     code = "empty_upload"
     title = "The uploaded file is empty"

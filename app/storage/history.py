@@ -11,6 +11,7 @@ from sqlalchemy.dialects import sqlite
 from app.domain.errors import JobNotFound, JobStateConflict, WorkerLost
 from app.domain.jobs import FOLLOWS, EventKind, Failure, Job, JobState, Stage
 from app.storage.tables import as_domain, counters, job_events, jobs
+from app.storage.webhook_rows import follow
 
 REVISION = "revision"
 # What a job that waits knows of its attempts: nothing. The history keeps it.
@@ -79,6 +80,7 @@ def move(connection: Connection, job: Job, following: JobState, at: datetime, me
     elif following.is_final:
         changes = {"worker": None, "finished_at": at, **changes}
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=following, **changes))
+    follow(connection, job.id, following, at)
     stage = job.stage if following.is_final else None
     return tell(connection, job.id, EventKind.STATE, stage, at, message)
 

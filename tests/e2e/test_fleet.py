@@ -14,6 +14,7 @@ import pytest
 
 from app.api.triton_metrics import NAMES
 from tests import networks
+from tests.receiver import Receiver
 from tests.service import ROOT, Service
 
 DOCS = ROOT / "docs"
@@ -25,8 +26,21 @@ def model(marker: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    running = Service(tmp_path_factory.mktemp("fleet") / "data", log_requests="true").start()
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Service]:
+    running = Service(
+        tmp_path_factory.mktemp("fleet") / "data",
+        log_requests="true",
+        webhook_targets=f"{receiver.url}/jetforge",
+        webhook_networks="127.0.0.0/8",
+        webhook_secret="0123456789abcdef",
+    ).start()
     yield running
     assert running.stop() == 0
     assert "Traceback" not in running.log
@@ -122,7 +136,8 @@ def test_an_answer_a_problem_and_the_log_name_the_request_alike(service: Service
     answer = client.get("/jobs/nope", headers={"X-Request-ID": "asked-by-a-test"})
 
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "asked-by-a-test"
-    line = next(line for line in service.log.splitlines() if "path=/jobs/nope" in line)
+    # Written behind the answer.
+    line = service.eventually(lambda: [line for line in service.log.splitlines() if "path=/jobs/nope" in line])[0]
     assert "status=404" in line and "job=nope" in line and "request=asked-by-a-test" in line
 
 
@@ -215,6 +230,42 @@ def test_a_reader_of_all_events_follows_builds_and_engines_and_can_come_back(
         numbered = (seq for seq, _ in told(again.iter_lines()) if seq)
         missed = [seq for _, seq in zip(ids[3:], numbered, strict=False)]
     assert missed == ids[3:]
+
+
+def test_a_webhook_is_told_of_the_end_of_its_job_and_the_job_says_so(
+    service: Service, client: httpx.Client, receiver: Receiver
+) -> None:
+    url = f"{receiver.url}/jetforge/ends?token=s3cret"
+    job = service.build(client, model("told"), "told", simplify="false", webhook=url)
+
+    def delivered() -> dict[str, Any] | None:
+        found: dict[str, Any] = client.get(f"/jobs/{job['id']}").json()["webhook"]
+        return found if found["state"] == "delivered" else None
+
+    assert service.eventually(delivered) == {
+        "host": receiver.url.removeprefix("http://"),
+        "state": "delivered",
+        "attempts": 1,
+        "status": 204,
+        "error": None,
+        "next_at": None,
+    }
+    ((path, _, body),) = receiver.received
+    assert path == "/jetforge/ends?token=s3cret"
+    assert json.loads(body)["job"]["engine"] == "told:1"
+    assert "s3cret" not in client.get(f"/jobs/{job['id']}").text + service.log
+
+
+def test_a_webhook_to_another_place_is_refused_before_anything_is_stored(client: httpx.Client) -> None:
+    before = client.get("/jobs").json()["jobs"]
+
+    for url in ("http://169.254.169.254/latest", "https://evil.example/", "no address"):
+        answer = client.post(
+            "/jobs", files={"model": ("m.onnx", model("refused"))}, data={"name": "refused", "webhook": url}
+        )
+        assert (answer.status_code, answer.json()["code"]) == (422, "webhook_refused")
+
+    assert client.get("/jobs").json()["jobs"] == before
 
 
 def test_an_open_stream_does_not_hold_up_a_stop(tmp_path: Path) -> None:
