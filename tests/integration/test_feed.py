@@ -138,3 +138,20 @@ async def test_a_reader_that_does_not_read_is_let_go(feed, events):
     assert len([piece async for piece in slow]) == BACKLOG_MAX - 1
     await quick.aclose()
     await asyncio.sleep(0)
+
+
+async def test_what_comes_while_a_reader_is_told_its_history_is_told_once(feed, queue, catalogue, database):
+    first = feed.joined(None)
+    await take(first, 1)
+    seen = last_id(database)
+    add_job(queue, catalogue, "one")  # in the history of the second, and about to be told to all
+
+    second = feed.joined(seen)
+    told = await take(second, 2)
+    await take(first, 1)
+    add_job(queue, catalogue, "two")
+    told += await take(second, 1)
+
+    assert [data["name"] for kind, data in told if kind == "job"] == ["one", "two"]
+    for stream in (first, second):
+        await stream.aclose()
