@@ -68,7 +68,7 @@ def _service_verb(subparsers: Any, name: str, summary: str, func: Any) -> argpar
 def _settings(args: argparse.Namespace) -> Settings:
     given = {name: getattr(args, name, None) for name in ("host", "port", "grpc_port", "data_dir")}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    logging.config.dictConfig(logs.config(settings.log_level))
+    logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     return settings
 
 

@@ -10,8 +10,17 @@ from pathlib import Path
 
 from app import __version__
 from app.backends import registry
-from app.backends.board import board_model, jetpack_of, l4t_release, power_mode, temperatures_c
+from app.backends.board import (
+    board_model,
+    gpu_load,
+    gpu_power_w,
+    jetpack_of,
+    l4t_release,
+    power_mode,
+    temperatures_c,
+)
 from app.backends.memory import memory_bytes
+from app.backends.nvml import GpuReading, nvml
 from app.backends.tensorrt.driver import DriverFailed, Libcuda
 from app.domain.builds import Facts
 from app.domain.errors import BackendMissing
@@ -115,3 +124,17 @@ def _dla_cores() -> int | None:
     except BackendMissing:
         return None
     return cores
+
+
+def gpu_readings() -> list[GpuReading]:
+    """What the GPUs are doing now; empty where there is none.
+
+    A Jetson's GPU is read from the board's own files and has no memory of its own: it shares the processor's.
+    """
+    load = gpu_load()
+    if load is not None:
+        memory = memory_bytes()
+        total, available = memory["MemTotal"], memory["MemAvailable"]
+        return [GpuReading("board", load, total, total - available, gpu_power_w())]
+    library = nvml()
+    return library.readings() if library is not None else []

@@ -19,6 +19,7 @@ from app.domain.builds import (
 )
 from app.domain.errors import CalibrationRequired, EmptyUpload, InvalidOption, PrecisionUnsupported
 from app.domain.jobs import Job, JobState
+from app.domain.webhooks import WebhookRules
 from app.storage.archives import ArchiveLimits, checked_archive
 from app.storage.artefacts import Draft
 from app.storage.catalogue import Catalogue
@@ -32,12 +33,18 @@ class Intake:
     """Checks what arrives before anything is stored, then stores it."""
 
     def __init__(
-        self, catalogue: Catalogue, queue: JobQueue, backend: Callable[[str], Backend], limits: ArchiveLimits
+        self,
+        catalogue: Catalogue,
+        queue: JobQueue,
+        backend: Callable[[str], Backend],
+        limits: ArchiveLimits,
+        webhooks: WebhookRules = WebhookRules(),  # noqa: B008, frozen: none are allowed
     ) -> None:
         self._catalogue = catalogue
         self._queue = queue
         self._backend = backend
         self._limits = limits
+        self.webhooks = webhooks
 
     def receive_model(self, draft: Draft, filename: str) -> SourceModel:
         """Store an uploaded network; the same bytes twice are one model.
@@ -94,24 +101,27 @@ class Intake:
         calibration: str | None,
         options: BuildOptions,
         idempotency: tuple[str, str] | None = None,
+        webhook: str | None = None,
     ) -> Job:
         """Queue a build, or finish it at once when the very engine exists already.
 
         Args:
             model: id of a stored model; `calibration` likewise.
             idempotency: the client's key, and a digest of what it asked for.
+            webhook: URL that is told of the job's end; None: the default one, if any; "": none.
 
         Raises:
-            ModelNotFound, CalibrationNotFound, IdempotencyConflict, and what `checked` raises.
+            ModelNotFound, CalibrationNotFound, IdempotencyConflict, WebhookRefused, and what `checked` raises.
         """
+        hook = self.webhooks.checked(webhook)
         self.checked(name, options, has_calibration=calibration is not None)
         source = self._catalogue.model(model)
         samples = self._catalogue.calibration(calibration).digest if calibration is not None else None
         key = engine_key(source.digest, options, samples, self._backend(options.backend).facts())
         existing = self._catalogue.engine_by_key(key)
         if existing is not None:
-            return self._queue.add_finished(renamed(existing, name), idempotency)
-        return self._queue.add(name, source.digest, samples, options, idempotency)
+            return self._queue.add_finished(renamed(existing, name), idempotency, hook)
+        return self._queue.add(name, source.digest, samples, options, idempotency, hook)
 
     def rebuild(self, engine: EngineRecord) -> Job | None:
         """Have a stale or damaged engine built again as it was asked for; it becomes the newest version of its name.

@@ -78,7 +78,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
         pages.install(app)
         config = uvicorn.Config(
             app,
-            log_config=logs.config(settings.log_level),
+            log_config=logs.config(settings.log_level, settings.log_format),
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -27,11 +28,27 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(
         False, description="Listen on an address other than loopback although nobody has to show a key."
     )
+    device_name: str = Field("", description="Name of this device in GET /status and webhooks; empty: its host name.")
     log_level: str = Field("info", description="debug, info, warning or error.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Log lines for people (text) or for programs (json, one object a line)."
+    )
+    log_requests: bool = Field(False, description="Write a log line for every answered request.")
 
     max_upload_mib: int = Field(
         4096, ge=1, description="Largest upload (model and calibration of one request together), in MiB."
     )
+    webhook_targets: str = Field(
+        "", description="Where webhooks may go: host names (https) or beginnings of URLs, separated by commas."
+    )
+    webhook_networks: str = Field(
+        "", description="Networks that are not public and may be connected to by webhooks all the same, as 10.0.0.0/8."
+    )
+    webhook_secret: str = Field("", repr=False, description="What webhooks are signed with, 16 characters or more.")
+    webhook_url: str = Field("", description="Webhook of jobs that name none.")
+    webhook_attempts: int = Field(8, ge=1, description="Times that a webhook is sent before it is given up.")
+    webhook_timeout_s: float = Field(10, gt=0, le=60, description="Time limit of sending one webhook, in seconds.")
+    event_streams_max: int = Field(100, ge=0, description="Readers of GET /events at a time.")
     url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,9 +18,10 @@ from app.backends import registry
 from app.build.inspection import inspect_model
 from app.build.inspections import Inspections, Kill
 from app.domain.builds import Facts, SourceModel
-from app.domain.errors import BackupRefused
+from app.domain.errors import BackupRefused, StartRefused, WebhookRefused
 from app.domain.jobs import Failure
 from app.domain.model_facts import ModelFacts
+from app.domain.webhooks import SECRET_MIN, WebhookRules, parsed_networks, parsed_targets
 from app.intake import Intake
 from app.loading import EngineLoader
 from app.prebuilt import Prebuilt
@@ -34,9 +36,12 @@ from app.storage.artefacts import ArtefactStore
 from app.storage.backup import Backup
 from app.storage.catalogue import Catalogue
 from app.storage.database import Database, checked_url, migrate
+from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
 from app.storage.old_jobs import OldJobs
 from app.storage.similar import BuildHistory
+from app.storage.watch import RevisionWatch
+from app.storage.webhooks import Webhooks
 from app.worker import Worker
 
 
@@ -58,7 +63,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     database = Database(settings.database)
     store = artefacts(settings)
     catalogue, queue = Catalogue(database), JobQueue(database)
-    intake = Intake(catalogue, queue, registry.chosen, limits(settings))
+    intake = Intake(catalogue, queue, registry.chosen, limits(settings), webhook_rules(settings))
     budget = budget_bytes(settings)
     pool = EnginePool(
         load=EngineLoader(store, catalogue, intake.rebuild if settings.rebuild_stale else None),
@@ -90,6 +95,9 @@ def connected_services(settings: Settings) -> Iterator[Services]:
                 timeout_s=settings.engine_trial_s,
                 budget_bytes=budget,
             ),
+            feed=JobFeed(database),
+            webhooks=Webhooks(database),
+            watch=partial(RevisionWatch, database),
         )
     finally:
         inspections.close()
@@ -124,9 +132,59 @@ def connected_worker(settings: Settings) -> Iterator[Worker]:
     store = artefacts(settings)
     try:
         catalogue, queue = Catalogue(database), JobQueue(database)
-        yield Worker(settings, store, catalogue, queue, registry.chosen, BuildHistory(database, _facts))
+        with _webhooks_delivered(settings, database):
+            yield Worker(settings, store, catalogue, queue, registry.chosen, BuildHistory(database, _facts))
     finally:
         database.close()
+
+
+@contextmanager
+def _webhooks_delivered(settings: Settings, database: Database) -> Iterator[None]:
+    """Webhooks are sent for as long as the block lasts, if there are to be any."""
+    rules = webhook_rules(settings)
+    if not rules.targets:
+        yield
+        return
+    from app.courier import Courier  # brings an HTTP client, which the server does not need
+
+    courier = Courier(
+        Webhooks(database),
+        JobQueue(database),
+        rules,
+        device=settings.device_name or socket.gethostname(),
+        secret=settings.webhook_secret,
+        attempts_max=settings.webhook_attempts,
+        timeout_s=settings.webhook_timeout_s,
+    )
+    courier.start()
+    try:
+        yield
+    finally:
+        courier.stop()
+
+
+def webhook_rules(settings: Settings) -> WebhookRules:
+    """Where webhooks may go.
+
+    Raises:
+        StartRefused: the settings contradict each other, or cannot be read.
+    """
+    try:
+        targets, networks = parsed_targets(settings.webhook_targets), parsed_networks(settings.webhook_networks)
+        rules = WebhookRules(targets, networks, settings.webhook_url)
+        rules.checked(None)
+    except (WebhookRefused, ValueError) as error:
+        raise StartRefused(
+            f"The settings of webhooks cannot be used: {error}",
+            hint="webhook_targets are hosts or URLs, webhook_networks are like 10.0.0.0/8, webhook_url begins like one"
+            " of the targets.",
+        ) from error
+    if targets and len(settings.webhook_secret) < SECRET_MIN:
+        raise StartRefused(
+            f"webhook_secret has {len(settings.webhook_secret)} characters; webhooks need one of {SECRET_MIN} or more.",
+            hint="Make one: openssl rand -hex 32.",
+        )
+    return rules
 
 
 def artefacts(settings: Settings) -> ArtefactStore:

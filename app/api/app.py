@@ -10,10 +10,27 @@ from typing import Any
 from fastapi import FastAPI
 
 from app import __version__, room
-from app.api import calibrations, device, engine_uploads, engines, infer, jobs, models, previews, problems, upkeep, v2
+from app.api import (
+    calibrations,
+    device,
+    engine_uploads,
+    engines,
+    feed,
+    infer,
+    jobs,
+    metrics,
+    models,
+    previews,
+    problems,
+    status,
+    upkeep,
+    v2,
+)
 from app.api.events import Changes
+from app.api.observed import Observed, RequestCounts
 from app.api.services import Services
 from app.api.shortcut import Shortcut
+from app.api.unchanged import Tags, Unchanged
 
 DESCRIPTION = """Turns uploaded networks into engines on the device they will run on, proves them against their
 source, and serves them warm. Errors are RFC 9457 problems with `code`, `detail` and `hint`."""
@@ -32,6 +49,7 @@ def create_app(services: Services) -> FastAPI:
             yield
         keeping_up.cancel()
         app.state.changes.close()
+        app.state.watch.close()
         await services.inference.close()
 
     app = FastAPI(
@@ -39,8 +57,24 @@ def create_app(services: Services) -> FastAPI:
     )
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
+    app.state.requests = RequestCounts()
+    app.state.feed = feed.Feed(
+        services.feed,
+        app.state.changes,
+        services.inference.events,
+        services.inference.states,
+        streams_max=services.settings.event_streams_max,
+    )
+    app.state.metrics = metrics.MetricsPage(services, app.state.requests, app.state.feed)
+    app.state.watch = services.watch()
+    app.state.status = status.StatusDocument(services, app.state.watch)
+    app.state.tags = Tags(services, app.state.watch, app.state.status)
+    app.add_middleware(Shortcut)
+    app.add_middleware(Unchanged, tags=app.state.tags)  # innermost: whoever may not ask is not told this either
+    # Added last, so outermost: what other layers answer is counted as well.
+    app.add_middleware(Observed, counts=app.state.requests, is_logged=services.settings.log_requests)
     problems.install(app)
-    app.add_middleware(Shortcut)  # added first, so innermost: the others see what it answers
-    for part in (jobs, models, calibrations, previews, engines, engine_uploads, infer, device, upkeep, v2):
+    stored = (jobs, models, calibrations, previews, engines, engine_uploads)
+    for part in (*stored, infer, device, metrics, status, feed, upkeep, v2):
         app.include_router(part.router)
     return app

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
@@ -39,7 +39,9 @@ class Changes:
     def closed(self) -> bool:
         return self._closed
 
-    async def until(self, wait_s: float, gone: Callable[[], Awaitable[bool]] | None = None) -> AsyncIterator[None]:
+    async def until(
+        self, wait_s: float, gone: Callable[[], Awaitable[bool]] | None = None
+    ) -> AsyncGenerator[None, None]:
         """Yield once at the start (when wait_s > 0) and after each change, until time or client are gone."""
         end = time.monotonic() + wait_s
         self._waiters += 1
@@ -92,7 +94,7 @@ async def job_stream(wired: Services, changes: Changes, job_id: str, after: int)
         job = await run_in_threadpool(wired.queue.get, job_id)  # before the news: of an ended job they are complete
         chunk = await run_in_threadpool(news.next, job)
         if job.state.is_final and not chunk:
-            yield _event("end", json_bytes(JobSchema.from_domain(job)))
+            yield server_sent_event("end", json_bytes(JobSchema.from_domain(job)))
             return
         if not chunk and time.monotonic() - sent_at > PING_S:
             chunk = b": still here\n\n"
@@ -122,13 +124,14 @@ class _News:
         for event in self._queue.events(self._job_id, self._after, EVENTS_A_LOOK):
             self._after = event.seq
             told = EventSchema.from_domain(event, job.started_at, self._estimated_s(job))
-            chunk += _event(event.kind.value, json_bytes(told), event.seq)
+            chunk += server_sent_event(event.kind.value, json_bytes(told), event.seq)
         for line in self._log.lines():
-            chunk += _event("log", json_bytes({"line": line}))
+            chunk += server_sent_event("log", json_bytes({"line": line}))
         return chunk
 
 
-def _event(kind: str, data: bytes, seq: int | None = None) -> bytes:
+def server_sent_event(kind: str, data: bytes, seq: int | None = None) -> bytes:
+    """One event of a text/event-stream; `seq` is what a reader that reconnects sends as Last-Event-ID."""
     head = f"id: {seq}\nevent: {kind}\n" if seq is not None else f"event: {kind}\n"
     return head.encode() + b"data: " + data + b"\n\n"
 

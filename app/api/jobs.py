@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -15,10 +16,12 @@ from app.api.estimates import estimated_s, estimator
 from app.api.events import Changes, job_stream
 from app.api.options import build_options
 from app.api.responses import json_response, matches, not_modified, paged, tagged
-from app.api.schemas import JobPage, JobSchema
+from app.api.schemas import JobPage, JobSchema, WebhookSchema
 from app.api.services import Services, Wired
+from app.api.status import read_revision
+from app.api.unchanged import Tags, jobs_tag
 from app.api.uploads import Form, received_form
-from app.domain.builds import BuildOptions, Candidate, Precision, parsed_ref
+from app.domain.builds import Candidate, Precision, parsed_ref
 from app.domain.errors import EngineNotFound, InvalidRequest
 from app.domain.jobs import Job, JobState
 from app.storage.codec import encode
@@ -37,6 +40,7 @@ async def request_build(
     """Upload a network (or name a stored one) and have an engine built from it.
 
     Multipart fields: `name`; `model` (file) or `model_id`; optionally `calibration` (zip) or `calibration_id`;
+    `webhook` (URL that is told of the job's end, where the device allows it);
     build options as fields of their own or as one JSON object in `options`. With an `Idempotency-Key`, sending
     the same request again gives the same job.
     """
@@ -53,6 +57,8 @@ def _build_from_form(wired: Services, form: Form, idempotency_key: str | None) -
     fields = dict(form.fields)
     name = fields.pop("name", "")
     ids = {kind: fields.pop(f"{kind}_id", None) for kind in _FILES}
+    webhook = fields.pop("webhook", None)
+    wired.intake.webhooks.checked(webhook)
     options = build_options(fields)
     if not name:
         raise InvalidRequest("The field name is missing: what shall the engine be called?", hint="-F name=resnet18")
@@ -74,21 +80,17 @@ def _build_from_form(wired: Services, form: Form, idempotency_key: str | None) -
         file = form.files["calibration"]
         calibration = wired.intake.receive_calibration(file.draft, file.name).digest
     assert model is not None
-    idempotency = _idempotency(idempotency_key, name, model, calibration, options)
-    return wired.intake.request_build(name, model, calibration, options, idempotency)
+    asked = (name, model, calibration or "", encode(options), *([webhook] if webhook is not None else []))
+    idempotency = _idempotency(idempotency_key, asked)
+    return wired.intake.request_build(name, model, calibration, options, idempotency, webhook)
 
 
-def _idempotency(
-    key: str | None, name: str, model: str, calibration: str | None, options: BuildOptions
-) -> tuple[str, str] | None:
-    if key is None:
-        return None
-    asked = "\n".join((name, model, calibration or "", encode(options)))
-    return key, hashlib.sha256(asked.encode()).hexdigest()
+def _idempotency(key: str | None, asked: Sequence[str]) -> tuple[str, str] | None:
+    return None if key is None else (key, hashlib.sha256("\n".join(asked).encode()).hexdigest())
 
 
 @router.get("/jobs", response_model=JobPage)
-def list_jobs(
+async def list_jobs(
     request: Request,
     wired: Wired,
     state: JobState | None = None,
@@ -97,14 +99,20 @@ def list_jobs(
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
 ) -> Response:
     """Jobs, newest first. `after` = the `next` of the page before. Send the ETag back: 304 when nothing changed."""
-    etag = f'"r{wired.queue.revision()}"'
+    etag = jobs_tag(await read_revision(wired, request.app.state.watch))
     if matches(request, etag):
         return not_modified(etag)
+    page = await run_in_threadpool(_page, wired, state, name, after, limit)
+    tags: Tags = request.app.state.tags
+    tags.answered(request.scope["query_string"])
+    return tagged(page, etag)
+
+
+def _page(wired: Services, state: JobState | None, name: str | None, after: str | None, limit: int) -> JobPage:
     found = wired.queue.list(state=state, name=name, after=after, limit=limit + 1)
     jobs, following = paged(found, limit, lambda job: job.id)
     estimate = estimator(wired)
-    schemas = [JobSchema.from_domain(job, estimated_s=estimate(job)) for job in jobs]
-    return tagged(JobPage(jobs=schemas, next=following), etag)
+    return JobPage(jobs=[JobSchema.from_domain(job, estimated_s=estimate(job)) for job in jobs], next=following)
 
 
 @router.get("/jobs/{job_id}", response_model=JobSchema)
@@ -126,7 +134,10 @@ async def get_job(
 
 
 def _whole(wired: Services, job: Job) -> JobSchema:
-    return JobSchema.from_domain(job, _candidates(wired, job), estimated_s(wired, job))
+    schema = JobSchema.from_domain(job, _candidates(wired, job), estimated_s(wired, job))
+    delivery = wired.webhooks.of(job.id)
+    schema.webhook = WebhookSchema.from_domain(delivery) if delivery is not None else None
+    return schema
 
 
 def _candidates(wired: Services, job: Job) -> tuple[Candidate, ...] | None:

@@ -47,6 +47,7 @@ JOB_FORM = _body(
             "model_id": {"type": "string", "description": "instead of model: id of a stored one"},
             "calibration": {**_BINARY, "description": "zip of images like those seen in use; int8 and auto use them"},
             "calibration_id": {"type": "string", "description": "instead of calibration: id of a stored one"},
+            "webhook": {"type": "string", "description": "URL that is told of the job's end; empty: none"},
             "options": {"type": "string", "description": "options as one JSON object; single fields win"},
             **_option_fields(),
         },

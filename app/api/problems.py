@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from app.api.responses import json_response
 from app.domain import errors
+from app.logs import request_id
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ def problem(
         "detail": detail,
         "hint": hint,
         "error": f"{detail} {hint}".strip(),
+        "request_id": request_id.get(),
     }
     return json_response(body, status=status, media_type=MEDIA_TYPE, headers=headers)
 
@@ -124,4 +126,5 @@ def _defect(error: Exception, path: str) -> Response:
         "The service has a defect",
         f"An unexpected error happened (incident {incident}).",
         "The service's log has the details under that number; please report them.",
+        {"X-Request-ID": request_id.get()},  # answered outside of `Observed`, which adds it to all others
     )

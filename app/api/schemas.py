@@ -23,6 +23,7 @@ from app.domain.jobs import Failure, Job, JobEvent, JobState, Stage
 from app.domain.model_facts import ModelFacts
 from app.domain.preprocess import Preprocess
 from app.domain.tensors import Signature
+from app.domain.webhooks import Delivery, DeliveryState, parsed
 from app.serving.seats import EngineState, WarmState
 from app.storage.codec import encode
 from app.storage.jobs import utc_now
@@ -103,6 +104,28 @@ class CalibrationSchema(BaseModel):
         )
 
 
+class WebhookSchema(BaseModel):
+    """What became of telling somebody of the job's end. The rest of the URL may be secret."""
+
+    host: str
+    state: DeliveryState
+    attempts: int  # since the job's last end
+    status: int | None  # of the last answer
+    error: str | None  # of the last attempt
+    next_at: datetime | None  # of the next attempt
+
+    @classmethod
+    def from_domain(cls, delivery: Delivery) -> WebhookSchema:
+        return cls(
+            host=parsed(delivery.url).authority,
+            state=delivery.state,
+            attempts=delivery.attempts,
+            status=delivery.status,
+            error=delivery.error,
+            next_at=delivery.next_at,
+        )
+
+
 class JobSchema(BaseModel):
     id: str
     name: str
@@ -122,6 +145,7 @@ class JobSchema(BaseModel):
     elapsed_s: float | None  # since the latest attempt began, at its end if it has ended; null before it
     estimated_s: float | None  # how long builds like it took on this device; null: unknown, or the job has ended
     candidates: list[Candidate] | None  # of a succeeded build with precision auto, in GET /jobs/{id} only
+    webhook: WebhookSchema | None = None  # in GET /jobs/{id} only
     links: dict[str, str]
 
     @classmethod
@@ -169,6 +193,7 @@ class EventSchema(BaseModel):
     message: str
     elapsed_s: float | None  # since the latest attempt began; null before it
     estimated_s: float | None  # as the job's
+    state: str | None  # of kind state: what the job became
 
     @classmethod
     def from_domain(cls, event: JobEvent, started_at: datetime | None, estimated_s: float | None) -> EventSchema:
@@ -181,6 +206,7 @@ class EventSchema(BaseModel):
             message=event.message,
             elapsed_s=_between_s(started_at, event.at),
             estimated_s=estimated_s,
+            state=event.state.value if event.state else None,
         )
 
 

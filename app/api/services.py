@@ -16,8 +16,11 @@ from app.serving.service import InferenceService
 from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
+from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
 from app.storage.similar import BuildHistory
+from app.storage.watch import RevisionWatch
+from app.storage.webhooks import Webhooks
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Services:
     workers_alive: Callable[[], int]
     history: BuildHistory
     prebuilt: Prebuilt
+    feed: JobFeed
+    webhooks: Webhooks
+    watch: Callable[[], RevisionWatch]  # a new one; whoever takes it closes it
 
 
 def services(request: Request) -> Services:

@@ -50,6 +50,34 @@ def temperatures_c(root: Path = _ROOT) -> dict[str, float]:
     return found
 
 
+def gpu_load(root: Path = _ROOT) -> float | None:
+    """How busy the board's GPU is, 0..1; None where it is not part of the board.
+
+    Source: the file `load` of the GPU's device, in tenths of a percent; its place differs between releases.
+    """
+    places = ("sys/devices/gpu.0/load", "sys/devices/platform/gpu.0/load", "sys/class/devfreq/*.gpu/device/load")
+    chips = ("gp10b", "gv11b", "ga10b")  # TX2, Xavier, Orin: the device's name is the chip's on some releases
+    patterns = (*places, *(f"sys/class/devfreq/*.{chip}/device/load" for chip in chips))
+    texts = (_text(path) for pattern in patterns for path in sorted(root.glob(pattern)))
+    return next((min(int(text) / 1000, 1.0) for text in texts if text and re.fullmatch(r"\d+", text)), None)
+
+
+def gpu_power_w(root: Path = _ROOT) -> float | None:
+    """What the board's power monitors measure on the rails that name the GPU, in watts; None without such a rail.
+
+    A rail may feed more than the GPU, as VDD_GPU_SOC and VDD_CPU_GPU_CV do: then it is all of that.
+    """
+    total_w: float | None = None
+    for label in sorted(root.glob("sys/class/hwmon/hwmon*/in*_label")):
+        if "GPU" not in (_text(label) or ""):
+            continue
+        number = label.name.removeprefix("in").removesuffix("_label")
+        volts, amperes = (_text(label.with_name(f"{kind}{number}_input")) for kind in ("in", "curr"))
+        if volts and amperes and re.fullmatch(r"\d+ \d+", f"{volts} {amperes}"):
+            total_w = (total_w or 0) + int(volts) * int(amperes) / 1e6  # millivolts by milliamperes
+    return total_w
+
+
 def _packaged_release(status: str) -> str | None:
     match = re.search(r"^Package: nvidia-l4t-core\n(?:.+\n)*?Version: (\d+\.\d+(?:\.\d+)?)", status, re.MULTILINE)
     return match.group(1) if match else None

@@ -81,6 +81,11 @@ class InvalidShape(InvalidInput):
     title = "A shape cannot be read or contradicts itself"
 
 
+class WebhookRefused(InvalidInput):
+    code = "webhook_refused"
+    title = "Webhooks to this address are not allowed"
+
+
 class EmptyUpload(InvalidInput):
     code = "empty_upload"
     title = "The uploaded file is empty"
@@ -223,6 +228,12 @@ class QueueFull(Unavailable):
 class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
     title = "The request's own time limit has passed"
+
+
+class StreamsFull(Unavailable):
+    code = "streams_full"
+    title = "Too many event streams are open"
+    retry_after_s = 10
 
 
 class EngineTooLarge(Unavailable):

@@ -80,6 +80,7 @@ class JobEvent:
     kind: EventKind
     stage: Stage | None
     message: str
+    state: JobState | None = None  # of kind state: what the job became; None for others
 
 
 FOLLOWS: dict[JobState, frozenset[JobState]] = {

@@ -16,6 +16,7 @@ from app.domain.builds import Digest, EngineRecord
 from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse
 from app.room import Room
 from app.serving.opening import opened
+from app.serving.pool_events import PoolEvents
 from app.serving.refusals import device_full, others_in_use, over_budget, stopping
 from app.serving.seats import EngineState, Seat, WarmState
 from app.serving.warm import WarmEngine
@@ -59,6 +60,7 @@ class EnginePool:
             drain_s: how long `unload` waits for leases to end.
         """
         self.budget_bytes = budget_bytes
+        self.events = PoolEvents()
         self._load_file = load
         self._keep_alive_s = keep_alive_s
         self._contexts = contexts
@@ -148,7 +150,7 @@ class EnginePool:
         since_s = self._clock() - self._keep_alive_s
         unused = [seat for seat in self._seats.values() if seat.is_idle and seat.last_used_s <= since_s]
         if unused and self._keep_alive_s > 0:
-            await asyncio.wait({self._retire(seat) for seat in unused})
+            await asyncio.wait({self._retire(seat, is_evicted=True) for seat in unused})
 
     def states(self) -> list[WarmState]:
         """Every engine that is loading, ready or draining."""
@@ -180,6 +182,7 @@ class EnginePool:
         seat = self._seats.get(record.blob)
         if seat is None:
             seat = self._seats[record.blob] = Seat(record, last_used_s=self._clock())
+            self.events.loading(record)
             seat.loading = asyncio.create_task(self._load(seat))
             seat.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # its waiters may be gone
             if self._sweeper is None and self._keep_alive_s > 0:
@@ -200,12 +203,13 @@ class EnginePool:
         except BaseException:
             if self._seats.get(blob) is seat:
                 del self._seats[blob]
+            self.events.load_failed(seat.record)
             raise
         seat.load_s = time.perf_counter() - started_s
         seat.loaded_s = self._clock()
         seat.touch(seat.loaded_s)
         seat.loaded_at = seat.last_used_at
-        log.info("engine loaded", extra={"engine": seat.record.ref, "seconds": round(seat.load_s, 3)})
+        self.events.loaded(seat.record, seat.load_s)
         return seat.warm
 
     async def _loaded(self, record: EngineRecord) -> WarmEngine:
@@ -240,7 +244,7 @@ class EnginePool:
                 raise stopping()
             idle = [seat for seat in self._seats.values() if seat.is_idle]
             if idle:
-                await asyncio.wait({self._retire(min(idle, key=lambda seat: seat.last_used_s))})
+                await asyncio.wait({self._retire(min(idle, key=lambda seat: seat.last_used_s), is_evicted=True)})
             elif not await self._changed(deadline_s - loop.time()):
                 raise others_in_use(record, needed_bytes, self.used_bytes, self.budget_bytes)
 
@@ -255,14 +259,15 @@ class EnginePool:
     async def _evict_idle(self) -> bool:
         idle = [seat for seat in self._seats.values() if seat.is_idle]
         if idle:
-            await asyncio.wait({self._retire(seat) for seat in idle})
+            await asyncio.wait({self._retire(seat, is_evicted=True) for seat in idle})
         return bool(idle)
 
-    def _retire(self, seat: Seat) -> asyncio.Task[None]:
+    def _retire(self, seat: Seat, *, is_evicted: bool = False) -> asyncio.Task[None]:
         """Take the seat out of use; the task ends when its memory is free."""
         del self._seats[seat.record.blob]
         self._leaving.add(seat)
         seat.left = asyncio.create_task(self._leave(seat))
+        self.events.draining(seat.record, is_evicted=is_evicted)
         return seat.left
 
     def _leaving_of(self, record: EngineRecord) -> set[asyncio.Task[None]]:
@@ -274,8 +279,9 @@ class EnginePool:
             await self._changed(None)
         if seat.warm:
             await seat.warm.close()
-            log.info("engine unloaded", extra={"engine": seat.record.ref})
         self._leaving.discard(seat)
+        if seat.warm:
+            self.events.unloaded(seat.record)
         self._tell_change()
 
     def _estimate(self, record: EngineRecord) -> int:

@@ -21,7 +21,6 @@ from app.domain.errors import (
     InUse,
     InvalidRequest,
     RecipeMissing,
-    ShuttingDown,
     TensorRejected,
 )
 from app.domain.preprocess import Preprocess, row_from_image
@@ -31,6 +30,8 @@ from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_
 from app.serving.batcher import Run, rows_limit
 from app.serving.lookups import Lookups
 from app.serving.pool import EnginePool
+from app.serving.pool_events import PoolEvents
+from app.serving.refusals import stopping
 from app.serving.seats import WarmState
 from app.serving.statistics import Statistics
 from app.serving.warm import rows_in
@@ -75,7 +76,7 @@ class InferenceService:
             InvalidName, EngineNotFound, or ShuttingDown.
         """
         if self._is_closed:
-            raise ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")
+            raise stopping()
         return await self._lookups.find(ref)
 
     def has_found(self, ref: str) -> bool:
@@ -165,6 +166,11 @@ class InferenceService:
     async def free_up(self, needed_bytes: int, backend: str) -> Room:
         """Evict idle engines until that backend could take so much; see `EnginePool.free_up`."""
         return await self._pool.free_up(needed_bytes, backend)
+
+    @property
+    def events(self) -> PoolEvents:
+        """What the pool has done, and who is told when it does more."""
+        return self._pool.events
 
     @property
     def used_bytes(self) -> int:

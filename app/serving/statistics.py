@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.serving.batcher import Run
+from app.serving.distribution import ROWS, Distribution
+
+STAGES = ("decode", "preprocess", "queue", "compute", "encode")  # of a request, in their order
 
 
 @dataclass
@@ -33,6 +36,9 @@ class Totals:
     output_ns: int = 0  # tensors to body
     last_answer_ms: int = 0  # Unix time; 0: none yet
     by_rows: dict[int, RunTotals] = field(default_factory=dict)  # by rows of a run
+    seconds: Distribution = field(default_factory=Distribution)  # of answered requests, without de- and encoding
+    stage_seconds: dict[str, Distribution] = field(default_factory=lambda: {stage: Distribution() for stage in STAGES})
+    run_rows: Distribution = field(default_factory=lambda: Distribution(ROWS))
 
 
 class Statistics:
@@ -40,6 +46,10 @@ class Statistics:
 
     def __init__(self) -> None:
         self._totals: dict[str, Totals] = {}
+
+    def known(self) -> list[tuple[str, Totals]]:
+        """Every engine that was asked; a copy of the list, so that another thread may go through it."""
+        return list(self._totals.items())
 
     def of(self, ref: str) -> Totals:
         """The engine's totals; they go on counting."""
@@ -61,12 +71,18 @@ class Statistics:
         totals.total_ns += int(total_s * 1e9)
         totals.input_ns += int(input_s * 1e9)
         totals.last_answer_ms = time.time_ns() // 1_000_000
+        totals.seconds.add(total_s)
+        if input_s:
+            totals.stage_seconds["preprocess"].add(input_s)
         for run in runs:
+            totals.stage_seconds["queue"].add(run.queue_ms / 1e3)
+            totals.stage_seconds["compute"].add(run.compute_ms / 1e3)
             compute_ns = int(run.compute_ms * 1e6)
             totals.queue_ns += int(run.queue_ms * 1e6)
             totals.compute_ns += compute_ns
             if run.is_first:
                 totals.runs += 1
+                totals.run_rows.add(run.batch_rows)
                 of_length = totals.by_rows.get(run.batch_rows)
                 if of_length is None:
                     of_length = totals.by_rows[run.batch_rows] = RunTotals()
@@ -79,6 +95,8 @@ class Statistics:
         totals.input_ns += input_ns
         totals.output_ns += output_ns
         totals.total_ns += input_ns + output_ns
+        totals.stage_seconds["decode"].add(input_ns / 1e9)
+        totals.stage_seconds["encode"].add(output_ns / 1e9)
 
     def add_failure(self, ref: str, total_s: float) -> None:
         totals = self.of(ref)

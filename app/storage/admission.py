@@ -12,6 +12,7 @@ from app.domain.errors import CalibrationNotFound, IdempotencyConflict, ModelNot
 from app.domain.jobs import EventKind, Job, JobState
 from app.storage.history import read_job, tell
 from app.storage.tables import calibrations, idempotency_keys, jobs, models
+from app.storage.webhook_rows import register
 
 KEYS_KEPT = timedelta(hours=24)
 
@@ -45,8 +46,9 @@ def admit(
     options: BuildOptions,
     idempotency: tuple[str, str] | None,
     now: datetime,
+    webhook: str | None = None,
 ) -> Job:
-    """Add a waiting job, and keep the key that it came under.
+    """Add a waiting job with its webhook, and keep the key that it came under.
 
     Raises:
         ModelNotFound, CalibrationNotFound: not in the catalogue.
@@ -67,6 +69,7 @@ def admit(
         revision=0,
     )
     connection.execute(added)
+    register(connection, job_id, webhook)
     if idempotency is not None:
         key, request = idempotency
         connection.execute(insert(idempotency_keys).values(key=key, request=request, job=job_id, created_at=now))

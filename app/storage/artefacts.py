@@ -140,10 +140,13 @@ class ArtefactStore:
                     found[f"sha256:{path.name}"] = stat.st_size
         return found
 
-    @property
-    def used_bytes(self) -> int:
-        """Of all artefacts that are stored."""
-        return sum(path.stat().st_size for path in self._objects.glob("??/*"))
+    def stored_bytes(self) -> int:
+        """Sizes of all artefacts together; takes a look at each."""
+        total_bytes = 0
+        for path in self._objects.glob("??/*"):
+            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                total_bytes += path.stat().st_size
+        return total_bytes
 
     def check_space(self, wanted_bytes: int) -> None:
         """Refuse to write when less than the wanted minimum would be free afterwards.
@@ -164,7 +167,7 @@ class ArtefactStore:
         Raises:
             DiskFull: they would.
         """
-        if self._used_bytes_max and (used := self.used_bytes) + wanted_bytes > self._used_bytes_max:
+        if self._used_bytes_max and (used := self.stored_bytes()) + wanted_bytes > self._used_bytes_max:
             raise DiskFull(
                 f"{used >> 20} MiB are stored, and {self._used_bytes_max >> 20} MiB may be.",
                 hint="Delete engines or models that are not needed, or raise stored_mib_max.",

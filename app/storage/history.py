@@ -11,6 +11,7 @@ from sqlalchemy.dialects import sqlite
 from app.domain.errors import JobNotFound, JobStateConflict, WorkerLost
 from app.domain.jobs import FOLLOWS, EventKind, Failure, Job, JobState, Stage
 from app.storage.tables import as_domain, counters, job_events, jobs
+from app.storage.webhook_rows import follow
 
 REVISION = "revision"
 # What a job that waits knows of its attempts: nothing. The history keeps it.
@@ -79,6 +80,7 @@ def move(connection: Connection, job: Job, following: JobState, at: datetime, me
     elif following.is_final:
         changes = {"worker": None, "finished_at": at, **changes}
     connection.execute(update(jobs).where(jobs.c.id == job.id).values(state=following, **changes))
+    follow(connection, job.id, following, at)
     stage = job.stage if following.is_final else None
     return tell(connection, job.id, EventKind.STATE, stage, at, message)
 
@@ -112,6 +114,9 @@ def pulse(job: Job) -> tuple[str, int, datetime | None]:
 
 def tell(connection: Connection, job_id: str, kind: EventKind, stage: Stage | None, at: datetime, message: str) -> Job:
     """Add a line to the job's history; returns the job as it is now."""
-    connection.execute(insert(job_events).values(job=job_id, at=at, kind=kind, stage=stage, message=message))
     raised = update(jobs).where(jobs.c.id == job_id).values(revision=raise_revision(connection)).returning(*jobs.c)
-    return as_domain(Job, connection.execute(raised).one())
+    job = as_domain(Job, connection.execute(raised).one())
+    state = job.state if kind is EventKind.STATE else None
+    line = {"job": job_id, "at": at, "kind": kind, "stage": stage, "message": message, "state": state}
+    connection.execute(insert(job_events).values(line))
+    return job

@@ -6,6 +6,7 @@ import builtins
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
+from typing import TypeAlias
 
 from sqlalchemy import Connection, func, select, update
 
@@ -18,6 +19,7 @@ from app.storage.database import Database
 from app.storage.history import check_follows, give_back, move, pulse, read_job, read_revision, take_lost, tell
 from app.storage.tables import as_domain, job_events, jobs
 
+Idempotency: TypeAlias = "tuple[str, str] | None"  # a client's key, and the digest of what it asks for
 Jobs = list[Job]  # within JobQueue `list` is a method
 
 
@@ -52,13 +54,14 @@ class JobQueue:
         model: Digest,
         calibration: Digest | None,
         options: BuildOptions,
-        idempotency: tuple[str, str] | None = None,
+        idempotency: Idempotency = None,
+        webhook: str | None = None,
     ) -> Job:
         """Queue a build.
 
         Args:
-            idempotency: the client's key, and the digest of what it asks for; within a day the same two give the
-                same job.
+            idempotency: within a day the same two give the same job.
+            webhook: URL that is told of the job's end.
 
         Raises:
             ModelNotFound, CalibrationNotFound: not in the catalogue.
@@ -67,9 +70,11 @@ class JobQueue:
         now = self._now()
         with self._database.writer() as connection:
             known = known_job(connection, idempotency, now)
-            return known or admit(connection, name, model, calibration, options, idempotency, now)
+            return known or admit(connection, name, model, calibration, options, idempotency, now, webhook)
 
-    def add_finished(self, publication: Publication, idempotency: tuple[str, str] | None = None) -> Job:
+    def add_finished(
+        self, publication: Publication, idempotency: Idempotency = None, webhook: str | None = None
+    ) -> Job:
         """Record a build that succeeded at once, because an engine of its key exists.
 
         Should that engine have been deleted in the meantime, its bytes may be gone: the build is queued instead.
@@ -84,7 +89,7 @@ class JobQueue:
             known = known_job(connection, idempotency, now)
             if known:
                 return known
-            job = admit(connection, new.name, model, new.calibration, new.options, idempotency, now)
+            job = admit(connection, new.name, model, new.calibration, new.options, idempotency, now, webhook)
             if not is_published(connection, new):
                 return job
             return _succeeded(connection, job, publish(connection, new, now), now, reused=True)

@@ -9,7 +9,7 @@ from sqlalchemy import delete, select
 from app.domain.jobs import JobState
 from app.storage.database import Database
 from app.storage.history import raise_revision
-from app.storage.tables import idempotency_keys, job_events, jobs
+from app.storage.tables import idempotency_keys, job_events, jobs, webhooks
 
 _ENDED = [state for state in JobState if state.is_final]
 
@@ -30,7 +30,7 @@ class OldJobs:
         """Drop ended jobs with their history; those of them that wait or run again stay. Returns what went."""
         with self._database.writer() as connection:
             gone = [*connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(job_ids), jobs.c.state.in_(_ENDED)))]
-            for column in (job_events.c.job, idempotency_keys.c.job):
+            for column in (job_events.c.job, idempotency_keys.c.job, webhooks.c.job):
                 connection.execute(delete(column.table).where(column.in_(gone)))
             connection.execute(delete(jobs).where(jobs.c.id.in_(gone)))
             if gone:

@@ -15,6 +15,7 @@ from sqlalchemy.types import TypeDecorator
 
 from app.domain.builds import BuildOptions, BuiltEngine, ModelFormat
 from app.domain.jobs import EventKind, Failure, JobState, Stage
+from app.domain.webhooks import DeliveryState
 from app.storage.codec import decode, encode
 
 T = TypeVar("T")
@@ -166,7 +167,24 @@ job_events = Table(
     Column("kind", Choice(EventKind), nullable=False),
     Column("stage", Choice(Stage)),
     Column("message", Text, nullable=False),
+    Column("state", Choice(JobState)),
     Index("ix_job_events_job", "job"),
+    sqlite_autoincrement=True,
+)
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("job", Text, ForeignKey("jobs.id"), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("state", Choice(DeliveryState), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("status", Integer),
+    Column("error", Text),
+    Column("next_at", UtcTime),
+    Index("ix_webhooks_job", "job", unique=True),
+    Index("ix_webhooks_state", "state"),
     sqlite_autoincrement=True,
 )
 

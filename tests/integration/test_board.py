@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from app.backends.board import board_model, jetpack_of, l4t_release, power_mode, temperatures_c
+from app.backends.board import (
+    board_model,
+    gpu_load,
+    gpu_power_w,
+    jetpack_of,
+    l4t_release,
+    power_mode,
+    temperatures_c,
+)
 
 RELEASE = "# R36 (release), REVISION: 4.0, GCID: 37537400, BOARD: generic, EABI: aarch64, DATE: Fri Sep 13 2024\n"
 PACKAGES = """Package: nvidia-l4t-apt-source
@@ -73,3 +81,30 @@ def test_temperatures_are_told_by_zone_and_broken_sensors_left_out(tmp_path):
         "sys/class/thermal/thermal_zone1/temp": "",
     }
     assert temperatures_c(lay_out(tmp_path, files)) == {"cpu-thermal": 48.125}
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["sys/devices/gpu.0/load", "sys/devices/platform/gpu.0/load", "sys/class/devfreq/17000000.ga10b/device/load"],
+)
+def test_the_load_of_the_gpu_is_a_share_of_one(tmp_path, place):
+    assert gpu_load(lay_out(tmp_path, {place: "375\n"})) == 0.375
+
+
+@pytest.mark.parametrize("text", ["", "busy"])
+def test_a_load_that_cannot_be_read_is_not_told(tmp_path, text):
+    assert gpu_load(lay_out(tmp_path, {"sys/devices/gpu.0/load": text})) is None
+    assert gpu_power_w(tmp_path) is None
+
+
+def test_the_power_of_the_gpu_is_that_of_the_rails_that_name_it(tmp_path):
+    monitor = "sys/class/hwmon/hwmon3"
+    files = {
+        f"{monitor}/in1_label": "VDD_IN\n",
+        f"{monitor}/in1_input": "5000\n",
+        f"{monitor}/curr1_input": "2000\n",
+        f"{monitor}/in2_label": "VDD_CPU_GPU_CV\n",
+        f"{monitor}/in2_input": "5000\n",
+        f"{monitor}/curr2_input": "800\n",
+    }
+    assert gpu_power_w(lay_out(tmp_path, files)) == 4.0

@@ -160,6 +160,6 @@ def test_what_is_stored_never_exceeds_its_quota(tmp_path):
     with pytest.raises(DiskFull, match="may be"):
         store.put([b"b" * 60])
 
-    assert store.used_bytes == 60
+    assert store.stored_bytes() == 60
     assert store.put([b"a" * 60]) == kept == Digest(kept)  # stored already: it takes no room
     assert list((tmp_path / "drafts").iterdir()) == []
