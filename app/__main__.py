@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging.config
 import signal
 import sys
@@ -11,9 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from app import __version__, logs, verbs, wiring
+from app import __version__, key_verbs, logs, verbs, wiring
+from app.access import policy
 from app.build.process import die_with_parent
-from app.domain.errors import ServiceError, StartRefused
+from app.domain.errors import ServiceError
 from app.settings import Settings
 
 
@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     work = _service_verb(subparsers, "work", "run a build worker alone", _work)
     work.add_argument("--parent", type=int, metavar="PID", help="stop when this process, which started it, ends")
     _service_verb(subparsers, "migrate", "bring the database to this version, then end", _migrate)
-    verbs.add_verbs(subparsers, default_url=Settings().url)
+    key_verbs.add_verb(subparsers, _settings)
+    defaults = Settings()
+    verbs.add_verbs(subparsers, defaults.url, defaults.key, defaults.cacert)
     return parser
 
 
@@ -68,8 +70,9 @@ def _serve(args: argparse.Namespace) -> int:
     from app.server import serve  # the web framework is not needed by the other verbs
 
     settings = _settings(args)
-    _refuse_open_door(settings)
     wiring.prepare(settings)
+    with wiring.connected_keys(settings) as keys:
+        policy.refuse_open_door(settings, keys)
     return serve(settings, with_worker=not args.no_worker)
 
 
@@ -93,22 +96,6 @@ def _migrate(args: argparse.Namespace) -> int:
     settings = _settings(args)
     wiring.prepare(settings)
     return 0
-
-
-def _refuse_open_door(settings: Settings) -> None:
-    """Nobody has to show a key, so only this machine may ask, unless the owner says otherwise."""
-    host = settings.host
-    if host == "localhost" or settings.allow_anonymous:
-        return
-    try:
-        is_local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = False
-    if not is_local:
-        raise StartRefused(
-            f"Listening on {host} would let anybody on the network build and run engines.",
-            hint="Listen on 127.0.0.1 (and reach it through ssh -L), or set JETFORGE_ALLOW_ANONYMOUS=true.",
-        )
 
 
 if __name__ == "__main__":

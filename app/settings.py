@@ -22,7 +22,10 @@ class Settings(BaseSettings):
         "", description="SQLAlchemy URL of the job database (SQLite); empty: jetforge.db in data_dir."
     )
     allow_anonymous: bool = Field(
-        False, description="Listen on an address other than loopback although nobody has to show a key."
+        False, description="Nobody has to show a key: not beyond loopback, and not once keys were made."
+    )
+    anonymous_roles: str = Field(
+        "", description="Roles of requests without a key once keys were made, as read,infer; empty: none."
     )
     log_level: str = Field("info", description="debug, info, warning or error.")
 
@@ -30,6 +33,10 @@ class Settings(BaseSettings):
         4096, ge=1, description="Largest upload (model and calibration of one request together), in MiB."
     )
     url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
+    key: str = Field("", repr=False, description="API key that the client verbs show.")
+    cacert: str = Field(
+        "", description="File of certificates that the client verbs trust for https; empty: the system's."
+    )
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
     min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from app.access import policy
+from app.access.door import Door
+from app.access.keyring import KeyRing
 from app.api.services import Services
 from app.backends import registry
 from app.backends.base import LoadedEngine
@@ -23,6 +26,7 @@ from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
 from app.storage.database import Database, migrate
 from app.storage.jobs import JobQueue
+from app.storage.keys import KeyStore
 from app.worker import Worker, workers_alive
 
 
@@ -49,6 +53,8 @@ def connected_services(settings: Settings) -> Iterator[Services]:
         contexts=settings.contexts,
         queue_rows_max=settings.queue_rows_max,
     )
+    keys = KeyRing(KeyStore(database))
+    keys.start()
     try:
         yield Services(
             settings=settings,
@@ -58,7 +64,19 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             intake=intake,
             inference=InferenceService(catalogue.engine, pool),
             workers_alive=_alive(settings),
+            door=Door(policy.of_settings(settings), keys),
         )
+    finally:
+        keys.close()
+        database.close()
+
+
+@contextmanager
+def connected_keys(settings: Settings) -> Iterator[KeyStore]:
+    """The stored keys, for the command that makes and revokes them."""
+    database = Database(settings.database)
+    try:
+        yield KeyStore(database)
     finally:
         database.close()
 

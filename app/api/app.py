@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.api import calibrations, device, engines, infer, jobs, models, problems, v2
+from app.api.access import AccessMiddleware
 from app.api.events import Changes
 from app.api.services import Services
 
@@ -29,6 +30,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     problems.install(app)
+    app.add_middleware(AccessMiddleware, door=services.door)
     for part in (jobs, models, calibrations, engines, infer, device, v2):
         app.include_router(part.router)
     return app

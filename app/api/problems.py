@@ -28,6 +28,9 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.Unsupported: 415,
     errors.Unavailable: 503,
     errors.RunFailed: 500,
+    errors.Unauthorised: 401,
+    errors.Forbidden: 403,
+    errors.TooMany: 429,
 }
 
 
@@ -61,8 +64,16 @@ def status_of(error: errors.ServiceError) -> int:
 
 
 def problem_of(error: errors.ServiceError) -> Response:
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.Unavailable) else None
-    return problem(status_of(error), error.code, error.title, error.detail, error.hint, headers)
+    return problem(status_of(error), error.code, error.title, error.detail, error.hint, _headers_of(error))
+
+
+def _headers_of(error: errors.ServiceError) -> dict[str, str]:
+    if isinstance(error, (errors.Unavailable, errors.TooMany)):
+        return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, errors.Unauthorised):
+        was_shown = not isinstance(error, errors.KeyMissing)
+        return {"WWW-Authenticate": 'Bearer realm="jetforge"' + (', error="invalid_token"' if was_shown else "")}
+    return {}
 
 
 async def _service_error(request: Request, error: Exception) -> Response:

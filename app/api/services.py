@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.access.door import Door
 from app.intake import Intake
 from app.serving.service import InferenceService
 from app.settings import Settings
@@ -25,6 +26,7 @@ class Services:
     intake: Intake
     inference: InferenceService
     workers_alive: Callable[[], int]
+    door: Door
 
 
 def services(request: Request) -> Services:

@@ -50,6 +50,22 @@ class Unavailable(ServiceError):
     retry_after_s: ClassVar[int] = 1
 
 
+class Unauthorised(ServiceError):
+    """It is not known who asks (401, WWW-Authenticate)."""
+
+
+class Forbidden(ServiceError):
+    """Who asks may not do this (403)."""
+
+
+class TooMany(ServiceError):
+    """A limit of this visitor is reached (429, Retry-After)."""
+
+    def __init__(self, detail: str, *, hint: str, retry_after_s: int) -> None:
+        super().__init__(detail, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
 class RunFailed(ServiceError):
     """The engine itself failed on input that passed every check (500)."""
 
@@ -244,6 +260,52 @@ class ShuttingDown(Unavailable):
 class ExecutionFailed(RunFailed):
     code = "execution_failed"
     title = "The engine failed while it ran"
+
+
+# --- access --------------------------------------------------------------------------------------------------------
+
+
+class KeyMissing(Unauthorised):
+    code = "key_missing"
+    title = "An API key is needed"
+
+
+class KeyUnknown(Unauthorised):
+    code = "key_unknown"
+    title = "The API key is not known"
+
+
+class KeyExpired(Unauthorised):
+    code = "key_expired"
+    title = "The API key has expired"
+
+
+class RoleMissing(Forbidden):
+    code = "role_missing"
+    title = "The API key lacks the role for this"
+
+
+class TooManyAttempts(TooMany):
+    code = "too_many_attempts"
+    title = "Too many unknown API keys came from this address"
+
+
+# --- the command `jetforge keys`: printed, never answered to a request -----------------------------------------------
+
+
+class InvalidKeyOptions(ServiceError):
+    code = "invalid_key_options"
+    title = "A key cannot be made like this"
+
+
+class KeyNameTaken(ServiceError):
+    code = "key_name_taken"
+    title = "A key of this name exists"
+
+
+class KeyNotFound(ServiceError):
+    code = "key_not_found"
+    title = "No such key"
 
 
 # --- start-up: printed by the command, never answered to a request ---------------------------------------------------
