@@ -15,6 +15,7 @@ from app.api.app import create_app
 from app.domain.errors import StartRefused
 from app.settings import Settings
 from app.supervisor import Supervisor
+from app.tls import certificate_files
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, *, with_worker: bool) -> int:
     """Serve until SIGTERM or SIGINT."""
+    certificate = certificate_files(settings)
     listener = bound(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     supervisor = Supervisor(["--data-dir", str(settings.root)]) if with_worker else None
@@ -43,10 +45,12 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
+            **certificate,  # type: ignore[arg-type]
         )
         if supervisor is not None:
             supervisor.start()
-        log.info("listening", extra={"address": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+        scheme = "https" if certificate else "http"
+        log.info("listening", extra={"address": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"})
         # uvicorn raises the signal again once it has stopped; without a handler that would end this process at once
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ class Service:
         self._log = data_dir.parent / f"{data_dir.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
+        self.trusted: ssl.SSLContext | bool = True  # what `client` verifies https with
 
     def start(self) -> Service:
         offset = self._log.stat().st_size if self._log.exists() else 0
@@ -52,7 +54,7 @@ class Service:
 
     def _is_up(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=5, verify=self.trusted).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -82,7 +84,7 @@ class Service:
         return self._log.read_text(errors="replace")
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=BUILD_S, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=BUILD_S, trust_env=False, verify=self.trusted, **options)
 
     def build(self, client: httpx.Client, model: bytes, name: str, **fields: str) -> dict[str, Any]:
         """Request a build and wait until it has ended; the job."""
