@@ -27,6 +27,9 @@ class Settings(BaseSettings):
     anonymous_roles: str = Field(
         "", description="Roles of requests without a key once keys were made, as read,infer; empty: none."
     )
+    key_attempts_per_min: int = Field(
+        10, ge=0, description="Unknown API keys that an address may show each minute; 0: no limit."
+    )
     tls_cert: str = Field("", description="PEM file of the certificate with its chain: serve https; empty: http.")
     tls_key: str = Field("", description="PEM file of the certificate's private key; empty: it is in tls_cert.")
     log_level: str = Field("info", description="debug, info, warning or error.")

@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
 
 ANONYMOUS = "anonymous"
-ATTEMPTS = 10.0  # unknown keys that an address may show at once …
-ATTEMPTS_PER_S = 1 / 6  # … and how they come back
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Policy:
     is_local: bool  # the server listens on loopback only
     allow_anonymous: bool  # nobody has to show a key
     anonymous_roles: frozenset[Role]  # of requests without a key, once keys were made
+    key_attempts_per_min: int  # unknown keys that an address may show; 0: no limit
 
 
 class Door:
@@ -94,7 +93,8 @@ class Door:
         try:
             return self._keys.visitor(key)
         except KeyUnknown:
-            wait_s = self._attempts.take(neighbourhood(client), ATTEMPTS_PER_S, ATTEMPTS)
+            per_min = self._policy.key_attempts_per_min
+            wait_s = self._attempts.take(neighbourhood(client), per_min / 60, per_min) if per_min else 0
             if wait_s:
                 raise TooManyAttempts(
                     "Too many unknown API keys were shown from this address.",

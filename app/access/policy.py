@@ -22,6 +22,7 @@ def of_settings(settings: Settings) -> Policy:
         is_local=is_loopback(settings.host),
         allow_anonymous=settings.allow_anonymous,
         anonymous_roles=frozenset(_role(name) for name in settings.anonymous_roles.replace(",", " ").split()),
+        key_attempts_per_min=settings.key_attempts_per_min,
     )
 
 

@@ -83,6 +83,11 @@ def rule_of(method: str, path: str) -> Rule:
     return Rule(asked, path, ADMIN, changes=asked not in SAFE_METHODS)
 
 
+def methods_at(path: str) -> list[str]:
+    """The methods that the path takes; none when nothing is listed there."""
+    return sorted({rule.method for rule, pattern in _PATTERNS if pattern.fullmatch(path)})
+
+
 def _pattern(path: str) -> re.Pattern[str]:
     """What a declared path matches: `{name}` one segment, `{name:path}` all the rest."""
     parts = re.split(r"(\{\w+(?::path)?\})", path)

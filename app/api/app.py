@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from app import __version__
 from app.api import calibrations, device, engines, infer, jobs, models, problems, v2
 from app.api.access import AccessMiddleware
+from app.api.document import DocumentedApp
 from app.api.events import Changes
 from app.api.services import Services
 
@@ -26,7 +27,7 @@ def create_app(services: Services) -> FastAPI:
         app.state.changes.close()
         await services.inference.close()
 
-    app = FastAPI(title="jetforge", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app = DocumentedApp(title="jetforge", version=__version__, description=DESCRIPTION, lifespan=lifespan)
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     problems.install(app)

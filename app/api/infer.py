@@ -25,7 +25,7 @@ JSON, NPY, NPZ, RAW = "application/json", "application/x-npy", "application/x-np
 FORM = "multipart/form-data"
 
 
-@router.post("/infer/{ref}", openapi_extra=openapi.INFER_BODY)
+@router.post("/infer/{ref}", openapi_extra=openapi.INFER_BODY, responses=openapi.INFER_ANSWER)
 async def infer(
     request: Request,
     wired: Wired,

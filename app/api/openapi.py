@@ -62,3 +62,31 @@ INFER_BODY = _body(
         **_RAW,
     }
 )
+
+
+def _answer(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: {"description": description, "content": {media_type: {"schema": _BINARY} for media_type in media_types}}
+    }
+
+
+INFER_ANSWER = _answer(
+    "Predictions and outputs; as Accept asks", "application/x-npz", "application/x-npy", "application/octet-stream"
+)
+FILE_ANSWER = _answer("The engine file", "application/octet-stream")
+EVENTS_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {}}}}
+}
+V2_INFER_BODY = _body(
+    {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {"inputs": {"type": "array", "items": {"type": "object"}}},
+            }
+        },
+        **_RAW,
+    }
+)
+V2_INFER_ANSWER = _answer("The outputs, in JSON or behind a JSON header", "application/octet-stream")

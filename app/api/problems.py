@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app.access.routes import methods_at
 from app.api.responses import json_response
 from app.domain import errors
 
@@ -108,7 +109,9 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     detail = (
         f"{request.method} is not possible at {request.url.path[:200]}." if code == "method_not_allowed" else phrase
     )
-    headers = dict(error.headers) if error.headers else None
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and (methods := methods_at(request.url.path)):
+        headers["Allow"] = ", ".join(methods)  # the router names those of the first route only
     return problem(error.status_code, code, phrase, detail, "/docs lists what there is.", headers)
 
 

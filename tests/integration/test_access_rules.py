@@ -69,6 +69,28 @@ def test_every_route_of_the_application_has_its_rule(app: FastAPI) -> None:
     assert found - ruled == set(), "name them in app/access/routes.py and docs/access.md, or they need the role admin"
 
 
+async def test_a_refused_method_names_all_that_the_address_takes(app: FastAPI, keys: dict[Role, str]) -> None:
+    transport = httpx.ASGITransport(app, client=("192.0.2.7", 4000))
+    headers = {"X-API-Key": keys[Role.ADMIN]}
+
+    async with httpx.AsyncClient(transport=transport, base_url="http://jetson", headers=headers) as client:
+        answer = await client.put("/jobs/0123456789abcdef")
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET")
+
+
+def test_every_operation_documents_its_roles_and_the_problems_it_can_answer(app: FastAPI) -> None:
+    for path, item in app.openapi()["paths"].items():
+        for method, operation in item.items():
+            rule = rule_of(method.upper(), path)
+            assert all(role.value in operation["description"] for role in rule.roles), path
+            assert ("security" in operation) is not rule.is_open, path
+            assert {"400", "404", "500", "503"} <= set(operation["responses"]), path
+            for status, response in operation["responses"].items():
+                if int(status) >= 400:
+                    assert response["content"].keys() == {"application/problem+json"}, (path, status)
+
+
 def test_no_request_has_two_rules() -> None:
     named = [(rule.method, rule.path) for rule in RULES]
 
