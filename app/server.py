@@ -11,7 +11,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs, wiring
+from app.api import headers
 from app.api.app import create_app
+from app.connections import end_late, guarded_protocol
 from app.domain.errors import StartRefused
 from app.settings import Settings
 from app.supervisor import Supervisor
@@ -19,6 +21,7 @@ from app.tls import certificate_files
 
 log = logging.getLogger(__name__)
 
+TICKS_A_LOOK = 10  # uvicorn ticks each 0.1 s; connections are looked at each second
 GRACE_S = 5  # for requests under way when the service is asked to stop
 
 
@@ -30,6 +33,11 @@ class Server(uvicorn.Server):
         assert isinstance(app, FastAPI)
         app.state.changes.close()
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS_A_LOOK == 0:
+            end_late(self.server_state.connections)
+        return await super().on_tick(counter)
 
 
 def serve(settings: Settings, *, with_worker: bool) -> int:
@@ -45,6 +53,10 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
+            http=guarded_protocol(settings),
+            headers=headers.ALWAYS,
+            proxy_headers=bool(settings.trusted_proxies),  # else a client could claim any address
+            forwarded_allow_ips=settings.trusted_proxies or None,
             **certificate,  # type: ignore[arg-type]
         )
         if supervisor is not None:

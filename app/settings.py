@@ -30,6 +30,24 @@ class Settings(BaseSettings):
     key_attempts_per_min: int = Field(
         10, ge=0, description="Unknown API keys that an address may show each minute; 0: no limit."
     )
+    key_requests_per_s: float = Field(
+        0, ge=0, description="Requests a second of one API key that has no limit of its own; 0: no limit."
+    )
+    address_requests_per_s: float = Field(0, ge=0, description="Requests a second of one network address; 0: no limit.")
+    max_uploads: int = Field(32, ge=1, description="Uploads that run at once.")
+    max_uploads_per_client: int = Field(8, ge=1, description="Uploads of one API key or address that run at once.")
+    allowed_hosts: str = Field(
+        "",
+        description="Names of this service that requests without a key may use, as jetson.example,.lab.example;"
+        " * is any. Its addresses, localhost and the machine's own name always may.",
+    )
+    allowed_origins: str = Field(
+        "", description="Pages of other sites that browsers may let in (CORS), as https://fleet.example; * is any."
+    )
+    trusted_proxies: str = Field(
+        "", description="Addresses of reverse proxies whose X-Forwarded-For and -Proto are believed."
+    )
+    audit_mib: int = Field(16, ge=1, description="Largest size of the audit log, in MiB; its oldest part goes first.")
     tls_cert: str = Field("", description="PEM file of the certificate with its chain: serve https; empty: http.")
     tls_key: str = Field("", description="PEM file of the certificate's private key; empty: it is in tls_cert.")
     log_level: str = Field("info", description="debug, info, warning or error.")
@@ -44,6 +62,13 @@ class Settings(BaseSettings):
     )
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
+    max_header_kib: int = Field(32, ge=1, description="Largest request line and headers together, in KiB.")
+    header_timeout_s: float = Field(
+        10, gt=0, description="A connection whose request line and headers take longer is ended, in seconds."
+    )
+    body_timeout_s: float = Field(
+        30, gt=0, description="A body that brings less than 4 KiB in so long is ended, as is an unread answer."
+    )
     min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")
     max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")
     max_calibration_mib: int = Field(8192, ge=1, description="Largest unpacked size of a calibration archive, in MiB.")
@@ -104,6 +129,10 @@ class Settings(BaseSettings):
     def workers_dir(self) -> Path:
         """A locked file for each worker that lives."""
         return self.root / "workers"
+
+    @property
+    def audit_dir(self) -> Path:
+        return self.root / "audit"
 
     @property
     def logs_dir(self) -> Path:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from app.access import policy
-from app.access.door import Door
+from app.access.audit import AuditLog
 from app.access.keyring import KeyRing
 from app.api.services import Services
 from app.backends import registry
@@ -64,7 +64,8 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             intake=intake,
             inference=InferenceService(catalogue.engine, pool),
             workers_alive=_alive(settings),
-            door=Door(policy.of_settings(settings), keys),
+            door=policy.door(settings, keys),
+            audit=AuditLog(settings.audit_dir, settings.audit_mib << 20),
         )
     finally:
         keys.close()

@@ -65,6 +65,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(BUILD, "DELETE /models/{model_id}", "DELETE /calibrations/{calibration_id}", changes=True),
     *_rules(BUILD, "DELETE /engines/{ref}", changes=True),
     *_rules(BUILD, "GET /engines/{ref}/file"),
+    *_rules(ADMIN, "GET /audit"),
 )
 
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from app import __version__
-from app.api import calibrations, device, engines, infer, jobs, models, problems, v2
+from app.api import audit, calibrations, cors, device, engines, infer, jobs, models, problems, v2
 from app.api.access import AccessMiddleware
 from app.api.document import DocumentedApp
 from app.api.events import Changes
@@ -31,7 +31,8 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.changes = Changes(services.queue.revision)
     problems.install(app)
-    app.add_middleware(AccessMiddleware, door=services.door)
-    for part in (jobs, models, calibrations, engines, infer, device, v2):
+    app.add_middleware(AccessMiddleware, door=services.door, audit=services.audit)
+    cors.install(app, services.settings.allowed_origins)
+    for part in (jobs, models, calibrations, engines, infer, device, v2, audit):
         app.include_router(part.router)
     return app

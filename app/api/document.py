@@ -50,7 +50,7 @@ QUERY_PATTERNS = {
     ("/engines", "after"): f"^{NAME}:[1-9][0-9]{{0,8}}$",
     ("/infer/{ref}", "shape"): "^[0-9]{1,9}(x[0-9]{1,9}){0,15}$",
 }
-ALWAYS = (400, 404, 405, 413, 431, 500, 503)  # a body may be sent to any address
+ALWAYS = (400, 404, 405, 408, 413, 431, 500, 503)  # a body may be sent to any address
 GUARDED = (401, 403, 429)
 V2 = (501,)
 

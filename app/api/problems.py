@@ -32,6 +32,8 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.Unauthorised: 401,
     errors.Forbidden: 403,
     errors.TooMany: 429,
+    errors.RequestTooSlow: 408,
+    errors.HeadersTooLarge: 431,
 }
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.access.audit import AuditLog
 from app.access.door import Door
 from app.intake import Intake
 from app.serving.service import InferenceService
@@ -27,6 +28,7 @@ class Services:
     inference: InferenceService
     workers_alive: Callable[[], int]
     door: Door
+    audit: AuditLog
 
 
 def services(request: Request) -> Services:

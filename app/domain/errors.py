@@ -57,6 +57,10 @@ class Unauthorised(ServiceError):
 class Forbidden(ServiceError):
     """Who asks may not do this (403)."""
 
+    def __init__(self, detail: str, *, hint: str, who: str | None = None) -> None:
+        super().__init__(detail, hint=hint)
+        self.who = who  # name of the key that was shown; None: none was
+
 
 class TooMany(ServiceError):
     """A limit of this visitor is reached (429, Retry-After)."""
@@ -198,6 +202,16 @@ class BodyTooLarge(TooLarge):
     title = "The request body is larger than this endpoint accepts"
 
 
+class HeadersTooLarge(ServiceError):
+    code = "headers_too_large"
+    title = "The request's headers are larger than this service accepts"
+
+
+class RequestTooSlow(ServiceError):
+    code = "request_too_slow"
+    title = "The request did not arrive in time"
+
+
 class MediaTypeUnsupported(Unsupported):
     code = "media_type_unsupported"
     title = "The content type is not one that this endpoint reads"
@@ -283,6 +297,26 @@ class KeyExpired(Unauthorised):
 class RoleMissing(Forbidden):
     code = "role_missing"
     title = "The API key lacks the role for this"
+
+
+class HostRefused(Forbidden):
+    code = "host_refused"
+    title = "The service is not known by this name"
+
+
+class CrossSiteRefused(Forbidden):
+    code = "cross_site_refused"
+    title = "A page of another site may not do this"
+
+
+class RateLimited(TooMany):
+    code = "rate_limited"
+    title = "Requests come faster than this client may send them"
+
+
+class TooManyUploads(TooMany):
+    code = "too_many_uploads"
+    title = "Too many uploads run at once"
 
 
 class TooManyAttempts(TooMany):
