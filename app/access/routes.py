@@ -44,6 +44,7 @@ def _rules(roles: frozenset[Role], *requests: str, changes: bool = False, upload
 RULES: tuple[Rule, ...] = (
     *_rules(OPEN, "GET /healthz", "GET /readyz", "GET /v2/health/live", "GET /v2/health/ready"),
     *_rules(OPEN, "GET /docs", "GET /docs/oauth2-redirect", "GET /redoc", "GET /openapi.json"),
+    *_rules(OPEN, "GET /", "GET /static/{rest:path}"),  # the dashboard's own files hold no data
     *_rules(LOOK, "GET /device", "GET /engines", "GET /engines/{ref}"),
     *_rules(LOOK, "GET /v2", "GET /v2/models/stats", "POST /v2/repository/index"),
     *_rules(LOOK, "GET /v2/models/{model}", "GET /v2/models/{model}/versions/{version}"),
@@ -56,11 +57,12 @@ RULES: tuple[Rule, ...] = (
     *_rules(LOOK, "GET /v2/cudasharedmemory/{rest:path}", "POST /v2/cudasharedmemory/{rest:path}"),
     *_rules(WATCH, "GET /jobs", "GET /jobs/{job_id}", "GET /jobs/{job_id}/log", "GET /jobs/{job_id}/events"),
     *_rules(WATCH, "GET /models", "GET /models/{model_id}", "GET /calibrations", "GET /calibrations/{calibration_id}"),
+    *_rules(WATCH, "GET /calibrations/{calibration_id}/preview", "GET /events", "GET /status", "GET /metrics"),
     *_rules(RUN, "POST /infer/{ref}"),
     *_rules(RUN, "POST /v2/models/{model}/infer", "POST /v2/models/{model}/versions/{version}/infer"),
     *_rules(WARM, "POST /engines/{ref}/load", "POST /v2/repository/models/{model}/load", changes=True),
     *_rules(BUILD, "POST /engines/{ref}/unload", "POST /v2/repository/models/{model}/unload", changes=True),
-    *_rules(BUILD, "POST /jobs", "POST /models", "POST /calibrations", changes=True, uploads=True),
+    *_rules(BUILD, "POST /jobs", "POST /models", "POST /calibrations", "POST /engines", changes=True, uploads=True),
     *_rules(BUILD, "DELETE /jobs/{job_id}", "POST /jobs/{job_id}/retry", changes=True),
     *_rules(BUILD, "DELETE /models/{model_id}", "DELETE /calibrations/{calibration_id}", changes=True),
     *_rules(BUILD, "DELETE /engines/{ref}", changes=True),
