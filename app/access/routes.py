@@ -62,7 +62,7 @@ RULES: tuple[Rule, ...] = (
     *_rules(RUN, "POST /v2/models/{model}/infer", "POST /v2/models/{model}/versions/{version}/infer"),
     *_rules(WARM, "POST /engines/{ref}/load", "POST /v2/repository/models/{model}/load", changes=True),
     *_rules(BUILD, "POST /engines/{ref}/unload", "POST /v2/repository/models/{model}/unload", changes=True),
-    *_rules(BUILD, "POST /jobs", "POST /models", "POST /calibrations", "POST /engines", changes=True, uploads=True),
+    *_rules(BUILD, "POST /jobs", "POST /models", "POST /calibrations", changes=True, uploads=True),
     *_rules(BUILD, "DELETE /jobs/{job_id}", "POST /jobs/{job_id}/retry", changes=True),
     *_rules(BUILD, "DELETE /models/{model_id}", "DELETE /calibrations/{calibration_id}", changes=True),
     *_rules(BUILD, "DELETE /engines/{ref}", changes=True),
