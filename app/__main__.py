@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import logging.config
 import signal
 import sys
@@ -11,9 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from app import __version__, logs, verbs, wiring
+from app import __version__, key_verbs, logs, verbs, wiring
+from app.access import policy
 from app.build.process import die_with_parent
-from app.domain.errors import ServiceError, StartRefused
+from app.domain.errors import ServiceError
 from app.settings import Settings
 from app.storage.backup import Backup
 
@@ -52,7 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     back_up.add_argument("file", type=Path, metavar="FILE.tar", help="must not exist yet")
     restore = _service_verb(subparsers, "restore", "fill an empty data folder from a backup", _restore)
     restore.add_argument("file", type=Path, metavar="FILE.tar")
-    verbs.add_verbs(subparsers, default_url=Settings().url)
+    key_verbs.add_verb(subparsers, _settings)
+    defaults = Settings()
+    verbs.add_verbs(subparsers, defaults.url, defaults.key, defaults.cacert)
     return parser
 
 
@@ -76,8 +78,9 @@ def _serve(args: argparse.Namespace) -> int:
     from app.server import serve  # the web framework is not needed by the other verbs
 
     settings = _settings(args)
-    _refuse_open_door(settings)
     wiring.prepare(settings)
+    with wiring.connected_keys(settings) as keys:
+        policy.refuse_open_door(settings, keys)
     return serve(settings, with_worker=not args.no_worker)
 
 
@@ -117,22 +120,6 @@ def _restore(args: argparse.Namespace) -> int:
 def _say(what: str, found: Backup) -> None:
     words = f"{what} the database, {found.objects} artefacts and {found.logs} logs ({found.size_bytes >> 20} MiB)."
     print(words)  # noqa: T201
-
-
-def _refuse_open_door(settings: Settings) -> None:
-    """Nobody has to show a key, so only this machine may ask, unless the owner says otherwise."""
-    host = settings.host
-    if host == "localhost" or settings.allow_anonymous:
-        return
-    try:
-        is_local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = False
-    if not is_local:
-        raise StartRefused(
-            f"Listening on {host} would let anybody on the network build and run engines.",
-            hint="Listen on 127.0.0.1 (and reach it through ssh -L), or set JETFORGE_ALLOW_ANONYMOUS=true.",
-        )
 
 
 if __name__ == "__main__":

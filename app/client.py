@@ -12,6 +12,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,7 +34,8 @@ class ClientError(Exception):
     """A request that failed: the service's own words, or why it could not be reached.
 
     `status` is the HTTP status, None when there was no answer. `code` is one of docs/errors.md, or one of the
-    client's own: unreachable, timed_out, unexpected_answer, invalid_address, file_unreadable.
+    client's own: unreachable, timed_out, certificate_untrusted, unexpected_answer, invalid_address, invalid_key,
+    file_unreadable.
     """
 
     def __init__(self, code: str, detail: str, hint: str = "", status: int | None = None) -> None:
@@ -58,15 +60,25 @@ class Client:
     Proxies of the environment are not used: the service is a device at hand, most often this one.
     """
 
-    def __init__(self, base_url: str = "http://127.0.0.1:8000", timeout_s: float = 300) -> None:
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        timeout_s: float = 300,
+        *,
+        key: str = "",
+        cacert: Path | None = None,
+    ) -> None:
         """Connect on first use.
 
         Args:
             base_url: where the service listens.
             timeout_s: longest silence while an answer is awaited. A cold engine loads before its first answer.
+            key: API key to show; "" shows none.
+            cacert: certificates to trust for https instead of the system's.
 
         Raises:
-            ClientError: the address is not an http or https address.
+            ClientError: the address is not an http or https address, the key cannot be sent, or the certificates
+                cannot be read.
         """
         self.base_url = base_url.rstrip("/")
         self._timeout_s = timeout_s
@@ -77,7 +89,11 @@ class Client:
         if scheme not in ("http", "https"):
             raise _invalid_address(self.base_url)
         self._http = httpx.Client(
-            base_url=self.base_url, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False
+            base_url=self.base_url,
+            timeout=httpx.Timeout(timeout_s, connect=10.0),
+            headers=_credentials(key),
+            verify=_trusted(cacert) if cacert is not None else True,
+            trust_env=False,
         )
 
     def __enter__(self) -> Client:
@@ -256,6 +272,12 @@ class Client:
                 "timed_out", f"{self.base_url} did not answer in time.", "Try again, or ask with a longer timeout."
             ) from error
         except httpx.TransportError as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise ClientError(
+                    "certificate_untrusted",
+                    f"The certificate of {self.base_url} is not trusted ({error}).",
+                    "Give the certificate, or that of its authority, with --cacert.",
+                ) from error
             raise ClientError(
                 "unreachable",
                 f"No service answers at {self.base_url} ({error}).",
@@ -305,6 +327,25 @@ def _unexpected(response: httpx.Response) -> ClientError:
 
 def _invalid_address(url: str) -> ClientError:
     return ClientError("invalid_address", f"{url!r} is not an address.", "Write it like http://127.0.0.1:8000")
+
+
+def _credentials(key: str) -> dict[str, str]:
+    if not key:
+        return {}
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ClientError("invalid_key", "The API key has characters that no key has.", "Copy it again, whole.")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _trusted(cacert: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(cacert))
+    except OSError as error:  # an SSLError too: the file holds no certificate
+        raise ClientError(
+            "file_unreadable",
+            f"{cacert} cannot be read as certificates: {error.strerror or error}.",
+            "It is a file in PEM format: -----BEGIN CERTIFICATE-----.",
+        ) from error
 
 
 def _given(**params: str | int | None) -> dict[str, str | int]:

@@ -14,14 +14,17 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs, wiring
+from app.api import headers
 from app.api.app import create_app
 from app.api.connection import Front
 from app.api.services import Services
 from app.api.shortcut import planned
+from app.connections import limits_of
 from app.dashboard import pages
 from app.domain.errors import StartRefused
 from app.settings import Settings
 from app.supervisor import Supervisor
+from app.tls import certificate_files
 
 if TYPE_CHECKING:
     from app.api.grpc.server import GrpcServer
@@ -69,6 +72,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, *, with_worker: bool) -> int:
     """Serve until SIGTERM or SIGINT."""
+    certificate = certificate_files(settings)
     listener = bound(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     supervisor = Supervisor(["--data-dir", str(settings.root)]) if with_worker else None
@@ -82,12 +86,17 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
-            http=Front(partial(planned, services), stalled_s=settings.stalled_s),  # type: ignore[arg-type]  # a factory
+            http=Front(partial(planned, services), limits_of(settings)),  # type: ignore[arg-type]  # a factory
+            headers=headers.ALWAYS,
+            proxy_headers=bool(settings.trusted_proxies),  # else a client could claim any address
+            forwarded_allow_ips=settings.trusted_proxies or None,
+            **certificate,  # type: ignore[arg-type]
         )
         _keep_freed_memory()
         if supervisor is not None:
             supervisor.start()
-        log.info("listening", extra={"address": f"http://{f'[{host}]' if ':' in host else host}:{port}"})
+        scheme = "https" if certificate else "http"
+        log.info("listening", extra={"address": f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"})
         # uvicorn raises the signal again once it has stopped; without a handler that would end this process at once
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)

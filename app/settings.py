@@ -26,9 +26,35 @@ class Settings(BaseSettings):
         "", description="SQLAlchemy URL of the job database (SQLite); empty: jetforge.db in data_dir."
     )
     allow_anonymous: bool = Field(
-        False, description="Listen on an address other than loopback although nobody has to show a key."
+        False, description="Nobody has to show a key: not beyond loopback, and not once keys were made."
     )
     device_name: str = Field("", description="Name of this device in GET /status and webhooks; empty: its host name.")
+    anonymous_roles: str = Field(
+        "", description="Roles of requests without a key once keys were made, as read,infer; empty: none."
+    )
+    key_attempts_per_min: int = Field(
+        10, ge=0, description="Unknown API keys that an address may show each minute; 0: no limit."
+    )
+    key_requests_per_s: float = Field(
+        0, ge=0, description="Requests a second of one API key that has no limit of its own; 0: no limit."
+    )
+    address_requests_per_s: float = Field(0, ge=0, description="Requests a second of one network address; 0: no limit.")
+    max_uploads: int = Field(32, ge=1, description="Uploads that run at once.")
+    max_uploads_per_client: int = Field(8, ge=1, description="Uploads of one API key or address that run at once.")
+    allowed_hosts: str = Field(
+        "",
+        description="Names of this service that requests without a key may use, as jetson.example,.lab.example;"
+        " * is any. Its addresses, localhost and the machine's own name always may.",
+    )
+    allowed_origins: str = Field(
+        "", description="Pages of other sites that browsers may let in (CORS), as https://fleet.example; * is any."
+    )
+    trusted_proxies: str = Field(
+        "", description="Addresses of reverse proxies whose X-Forwarded-For and -Proto are believed."
+    )
+    audit_mib: int = Field(16, ge=1, description="Largest size of the audit log, in MiB; its oldest part goes first.")
+    tls_cert: str = Field("", description="PEM file of the certificate with its chain: serve https; empty: http.")
+    tls_key: str = Field("", description="PEM file of the certificate's private key; empty: it is in tls_cert.")
     log_level: str = Field("info", description="debug, info, warning or error.")
     log_format: Literal["text", "json"] = Field(
         "text", description="Log lines for people (text) or for programs (json, one object a line)."
@@ -50,10 +76,18 @@ class Settings(BaseSettings):
     webhook_timeout_s: float = Field(10, gt=0, le=60, description="Time limit of sending one webhook, in seconds.")
     event_streams_max: int = Field(100, ge=0, description="Readers of GET /events at a time.")
     url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
+    key: str = Field("", repr=False, description="API key that the client verbs show.")
+    cacert: str = Field(
+        "", description="File of certificates that the client verbs trust for https; empty: the system's."
+    )
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
-    stalled_s: float = Field(
-        30, gt=0, description="Seconds of silence after which a client that owes the rest of a request is disconnected."
+    max_header_kib: int = Field(32, ge=1, description="Largest request line and headers together, in KiB.")
+    header_timeout_s: float = Field(
+        10, gt=0, description="A connection whose request line and headers take longer is ended, in seconds."
+    )
+    body_timeout_s: float = Field(
+        30, gt=0, description="A body that brings less than 4 KiB in so long is ended, as is an unread answer."
     )
     min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")
     max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")
@@ -151,6 +185,10 @@ class Settings(BaseSettings):
     def room_socket(self) -> Path:
         """Where the server answers workers that need memory."""
         return self.root / "room.sock"
+
+    @property
+    def audit_dir(self) -> Path:
+        return self.root / "audit"
 
     @property
     def logs_dir(self) -> Path:

@@ -22,10 +22,22 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 
 
-def add_verbs(subparsers: Parsers, default_url: str = DEFAULT_URL) -> None:
+def add_verbs(
+    subparsers: Parsers, default_url: str = DEFAULT_URL, default_key: str = "", default_cacert: str = ""
+) -> None:
     """Add the verbs' parsers; each sets `func`, which takes the arguments and returns the exit code."""
     common = ArgumentParser(add_help=False)
     common.add_argument("--url", default=default_url, help="address of the service (%(default)s)")
+    common.add_argument(
+        "--key", default=default_key, help="API key; JETFORGE_KEY keeps it out of the list of processes"
+    )
+    common.add_argument(
+        "--cacert",
+        type=Path,
+        default=Path(default_cacert) if default_cacert else None,
+        metavar="FILE",
+        help="certificates to trust for https instead of the system's",
+    )
     common.add_argument("--json", action="store_true", help="print one JSON document instead of tables")
     for add in (_add_build, _add_inspect, _add_jobs, _add_engines, _add_infer, _add_doctor, _add_gc):
         add(subparsers, common)
@@ -120,7 +132,7 @@ def _guarded(verb: Verb) -> Callable[[Namespace], int]:
 
     def run(args: Namespace) -> int:
         try:
-            with Client(args.url) as client:
+            with Client(args.url, key=args.key, cacert=args.cacert) as client:
                 return verb(client, args)
         except KeyboardInterrupt:
             return INTERRUPTED

@@ -13,6 +13,9 @@ from importlib import metadata
 from pathlib import Path
 
 from app import __version__
+from app.access import policy
+from app.access.audit import AuditLog
+from app.access.keyring import KeyRing
 from app.api.services import Services
 from app.backends import registry
 from app.build.inspection import inspect_model
@@ -38,6 +41,7 @@ from app.storage.catalogue import Catalogue
 from app.storage.database import Database, checked_url, migrate
 from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
+from app.storage.keys import KeyStore
 from app.storage.old_jobs import OldJobs
 from app.storage.similar import BuildHistory
 from app.storage.watch import RevisionWatch
@@ -76,6 +80,8 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     inspections = Inspections(
         partial(_inspected, store, settings), settings.cache_dir / "inspections", _inspected_under
     )
+    keys = KeyRing(KeyStore(database))
+    keys.start()
     try:
         yield Services(
             settings=settings,
@@ -98,9 +104,22 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             feed=JobFeed(database),
             webhooks=Webhooks(database),
             watch=partial(RevisionWatch, database),
+            door=policy.door(settings, keys),
+            audit=AuditLog(settings.audit_dir, settings.audit_mib << 20),
         )
     finally:
+        keys.close()
         inspections.close()
+        database.close()
+
+
+@contextmanager
+def connected_keys(settings: Settings) -> Iterator[KeyStore]:
+    """The stored keys, for the command that makes and revokes them."""
+    database = Database(settings.database)
+    try:
+        yield KeyStore(database)
+    finally:
         database.close()
 
 

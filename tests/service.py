@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ class Service:
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.grpc = ""  # host:port; empty: no gRPC server
+        self.trusted: ssl.SSLContext | bool = True  # what `client` verifies https with
 
     def start(self) -> Service:
         offset = self._log.stat().st_size if self._log.exists() else 0
@@ -55,7 +57,7 @@ class Service:
 
     def _is_up(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            return httpx.get(f"{self.url}/readyz", timeout=5, verify=self.trusted).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -85,7 +87,7 @@ class Service:
         return self._log.read_text(errors="replace")
 
     def client(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=BUILD_S, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=BUILD_S, trust_env=False, verify=self.trusted, **options)
 
     def build(self, client: httpx.Client, model: bytes, name: str, **fields: str) -> dict[str, Any]:
         """Request a build and wait until it has ended; the job."""

@@ -11,7 +11,9 @@ from fastapi import FastAPI
 
 from app import __version__, room
 from app.api import (
+    audit,
     calibrations,
+    cors,
     device,
     engine_uploads,
     engines,
@@ -26,6 +28,8 @@ from app.api import (
     upkeep,
     v2,
 )
+from app.api.access import AccessMiddleware
+from app.api.document import DocumentedApp
 from app.api.events import Changes
 from app.api.observed import Observed, RequestCounts
 from app.api.services import Services
@@ -52,7 +56,7 @@ def create_app(services: Services) -> FastAPI:
         app.state.watch.close()
         await services.inference.close()
 
-    app = FastAPI(
+    app = DocumentedApp(
         title="jetforge", version=__version__, description=DESCRIPTION, lifespan=lifespan, telemetry=NO_TELEMETRY
     )
     app.state.services = services
@@ -71,10 +75,12 @@ def create_app(services: Services) -> FastAPI:
     app.state.tags = Tags(services, app.state.watch, app.state.status)
     app.add_middleware(Shortcut)
     app.add_middleware(Unchanged, tags=app.state.tags)  # innermost: whoever may not ask is not told this either
+    app.add_middleware(AccessMiddleware, door=services.door, audit=services.audit)
+    cors.install(app, services.settings.allowed_origins)
     # Added last, so outermost: what other layers answer is counted as well.
     app.add_middleware(Observed, counts=app.state.requests, is_logged=services.settings.log_requests)
     problems.install(app)
     stored = (jobs, models, calibrations, previews, engines, engine_uploads)
-    for part in (*stored, infer, device, metrics, status, feed, upkeep, v2):
+    for part in (*stored, infer, device, metrics, status, feed, upkeep, v2, audit):
         app.include_router(part.router)
     return app

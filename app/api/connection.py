@@ -7,14 +7,15 @@ that numpy then looks at. Heads are read by the same parser, and those seen befo
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any, cast
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from app.api.exchange import Exchange
 from app.api.heads import HEAD_BYTES_MAX, Heads, Planner
+from app.connections import BODY_BYTES_MIN, ConnectionLimits, GuardedProtocol
 
 READ_BYTES = 1 << 14  # a small request in one read; what it holds of a large body is copied
 AHEAD_BYTES_MAX = 1 << 16  # of pipelined requests that wait for the one before
@@ -24,14 +25,14 @@ SWEEP_S = 1.0
 class Front:
     """What the connections of one server share. uvicorn takes it for its class of protocols."""
 
-    def __init__(self, planner: Planner, *, stalled_s: float) -> None:
+    def __init__(self, planner: Planner, limits: ConnectionLimits) -> None:
         """
         Args:
             planner: says which requests are taken here, by their heads.
-            stalled_s: a client that owes the rest of a request and sends nothing for so long is disconnected.
+            limits: of connections that make the server wait.
         """
         self.heads = Heads(planner)
-        self.stalled_s = stalled_s
+        self.limits = limits
         # One buffer for all: what was read is used up before anything else is read.
         self.read = bytearray(READ_BYTES)
         self.view = memoryview(self.read)
@@ -49,7 +50,9 @@ class Front:
         loop = _loop or asyncio.get_running_loop()
         if self._sweeper is None:
             self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop, server_state)
-        return Connection(self, config, server_state, _Uvicorn(config, server_state, app_state, loop), loop)
+        return Connection(
+            self, config, server_state, _Uvicorn(self.limits, config, server_state, app_state, loop), loop
+        )
 
     def default_lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """uvicorn's own headers, as lines; it makes a new list of them every second."""
@@ -59,10 +62,10 @@ class Front:
         return self._default_lines
 
     def _sweep(self, loop: asyncio.AbstractEventLoop, state: ServerState) -> None:
-        now_s = loop.time()
+        now_s = time.monotonic()
         for connection in list(state.connections):
             if isinstance(connection, Connection):
-                connection.close_if_stalled(now_s)
+                connection.end_if_late(now_s)
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop, state)
 
 
@@ -85,7 +88,9 @@ class Connection(asyncio.BufferedProtocol):
         self._is_full = False  # the client does not take its answers
         self._is_held = False  # its next request waits until it does
         self._has_served = False  # the last request was answered here
-        self._seen_s = loop.time()
+        self._seen_s = time.monotonic()
+        self._stretch_since_s = self._seen_s  # of a body that is received here
+        self._stretch_bytes = 0
 
     # --- asyncio's calls -------------------------------------------------------------------------------------------
 
@@ -101,9 +106,9 @@ class Connection(asyncio.BufferedProtocol):
         return self.front.view if exchange is None or exchange.room is None else exchange.room
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._seen_s = self.loop.time()
         exchange = self._exchange
         if exchange is not None and exchange.room is not None:
+            self._stretch_bytes += nbytes
             exchange.filled(nbytes)
         elif exchange is not None or self._is_held:
             self._keep(bytes(self.front.view[:nbytes]))
@@ -160,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
     def ended(self, *, keeps_alive: bool) -> None:
         """The exchange is over: its answer is written, its body used up."""
         self._exchange = None
-        self._seen_s = self.loop.time()
+        self._seen_s = time.monotonic()
         self._has_served = True
         self.state.total_requests += 1
         if not keeps_alive or self.is_closing:
@@ -181,18 +186,22 @@ class Connection(asyncio.BufferedProtocol):
             self._is_paused = False
             self.transport.resume_reading()
 
-    def close_if_stalled(self, now_s: float) -> None:
-        """Disconnect a client that owes something and is silent, or that has been idle for long."""
-        quiet_s = now_s - self._seen_s
+    def end_if_late(self, now_s: float) -> None:
+        """End the connection when it has waited too long for its client."""
+        self._uvicorn.end_if_late(now_s)
         if self._exchange is not None:
-            is_over = self._exchange.waits_for_client and quiet_s > self.front.stalled_s
-        elif not self._uvicorn.is_at_rest:
-            is_over = self._uvicorn.waits_for_client and quiet_s > self.front.stalled_s
-        else:
-            is_idle = self._has_served and not self._is_held
-            is_over = quiet_s > (self.config.timeout_keep_alive if is_idle else self.front.stalled_s)
-        if is_over:
+            self._end_slow_body(self._exchange, now_s)
+        elif self._has_served and not self._is_held and now_s - self._seen_s > self.config.timeout_keep_alive:
             self.transport.close()
+
+    def _end_slow_body(self, exchange: Exchange, now_s: float) -> None:
+        if not exchange.waits_for_client or now_s - self._stretch_since_s <= self.front.limits.body_timeout_s:
+            return
+        if self._stretch_bytes >= BODY_BYTES_MIN:
+            self._stretch_since_s, self._stretch_bytes = now_s, 0
+        else:
+            exchange.abandon()
+            self._uvicorn.refuse_slow_body()
 
     def _take(self, data: bytes | bytearray, size: int) -> None:
         """What was read while nothing was under way here."""
@@ -206,6 +215,8 @@ class Connection(asyncio.BufferedProtocol):
             self._uvicorn.data_received(bytes(view))
             return
         self._uvicorn.forget_keep_alive()
+        self._uvicorn.rest()
+        self._stretch_since_s, self._stretch_bytes = time.monotonic(), 0
         self._exchange = Exchange(self, plan)
         rest = self._exchange.begin(view[head_bytes:])
         if len(rest):
@@ -225,7 +236,7 @@ class Connection(asyncio.BufferedProtocol):
             self._take(ahead, len(ahead))
 
 
-class _Uvicorn(HttpToolsProtocol):
+class _Uvicorn(GuardedProtocol):
     """uvicorn's protocol, which also tells whether it is between two requests."""
 
     _is_in_message = False
@@ -241,11 +252,6 @@ class _Uvicorn(HttpToolsProtocol):
     @property
     def is_at_rest(self) -> bool:
         return not self._is_in_message and (self.cycle is None or self.cycle.response_complete) and not self.pipeline
-
-    @property
-    def waits_for_client(self) -> bool:
-        """Whether the rest of a request is missing, and reading is not what holds it up."""
-        return self._is_in_message and not self.flow.read_paused
 
     def forget_keep_alive(self) -> None:
         if self.timeout_keep_alive_task is not None:

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from app.api import openapi
 from app.api.responses import json_response, paged, tagged_by_content
 from app.api.schemas import EngineSchema
 from app.api.services import Services, Wired
@@ -74,7 +75,7 @@ def _found(wired: Services, ref: str) -> EngineRecord:
     return wired.catalogue.engine(*parsed_ref(ref))
 
 
-@router.get("/engines/{ref}/file")
+@router.get("/engines/{ref}/file", response_class=FileResponse, responses=openapi.FILE_ANSWER)
 def download_engine(wired: Wired, ref: str) -> Response:
     """The engine file itself. It runs only under the facts that the engine's description states."""
     engine = _found(wired, ref)

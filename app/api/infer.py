@@ -45,7 +45,7 @@ class Asked:
     is_timed: bool = False  # the answer is to tell its times
 
 
-@router.post("/infer/{ref}", openapi_extra=openapi.INFER_BODY)
+@router.post("/infer/{ref}", openapi_extra=openapi.INFER_BODY, responses=openapi.INFER_ANSWER)
 async def infer(
     request: Request,
     wired: Wired,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi
@@ -154,7 +154,7 @@ def _tag(job: Job) -> str:
     return f'"{job.id}-{job.revision}"'
 
 
-@router.get("/jobs/{job_id}/log")
+@router.get("/jobs/{job_id}/log", response_class=PlainTextResponse)
 def get_log(wired: Wired, job_id: str) -> Response:
     """The build's whole log so far, as text."""
     path = wired.settings.job_log(wired.queue.get(job_id).id)
@@ -163,7 +163,7 @@ def get_log(wired: Wired, job_id: str) -> Response:
     return FileResponse(path, media_type="text/plain; charset=utf-8")
 
 
-@router.get("/jobs/{job_id}/events")
+@router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=openapi.EVENTS_ANSWER)
 async def get_events(
     request: Request, wired: Wired, job_id: str, last_event_id: Annotated[str | None, Header()] = None
 ) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from app.api.options import OptionsSchema
+from app.domain.builds import Precision
 
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -24,7 +25,10 @@ def _form_field(field: dict[str, Any], definitions: dict[str, Any]) -> dict[str,
     kind = found.get("type")
     if kind not in ("boolean", "integer", "number", "string"):
         return {"type": "string", **{key: found[key] for key in ("description", "examples") if key in found}}
-    return {"type": kind, **{key: found[key] for key in _KEPT if found.get(key) is not None}}
+    kept = {key: found[key] for key in _KEPT if found.get(key) is not None}
+    if "enum" in kept:
+        kept["enum"] = [value for value in kept["enum"] if value != Precision.UNKNOWN]  # of uploaded engines only
+    return {"type": kind, **kept}
 
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:
@@ -89,3 +93,31 @@ INFER_BODY = _body(
         **_RAW,
     }
 )
+
+
+def _answer(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: {"description": description, "content": {media_type: {"schema": _BINARY} for media_type in media_types}}
+    }
+
+
+INFER_ANSWER = _answer(
+    "Predictions and outputs; as Accept asks", "application/x-npz", "application/x-npy", "application/octet-stream"
+)
+FILE_ANSWER = _answer("The engine file", "application/octet-stream")
+EVENTS_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events", "content": {"text/event-stream": {"schema": {}}}}
+}
+V2_INFER_BODY = _body(
+    {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {"inputs": {"type": "array", "items": {"type": "object"}}},
+            }
+        },
+        **_RAW,
+    }
+)
+V2_INFER_ANSWER = _answer("The outputs, in JSON or behind a JSON header", "application/octet-stream")

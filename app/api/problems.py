@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app.access.routes import methods_at
 from app.api.responses import json_response
 from app.domain import errors
 from app.logs import request_id
@@ -29,6 +30,11 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.Unsupported: 415,
     errors.Unavailable: 503,
     errors.RunFailed: 500,
+    errors.Unauthorised: 401,
+    errors.Forbidden: 403,
+    errors.TooMany: 429,
+    errors.RequestTooSlow: 408,
+    errors.HeadersTooLarge: 431,
 }
 
 
@@ -63,8 +69,16 @@ def status_of(error: errors.ServiceError) -> int:
 
 
 def problem_of(error: errors.ServiceError) -> Response:
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, errors.Unavailable) else None
-    return problem(status_of(error), error.code, error.title, error.detail, error.hint, headers)
+    return problem(status_of(error), error.code, error.title, error.detail, error.hint, _headers_of(error))
+
+
+def _headers_of(error: errors.ServiceError) -> dict[str, str]:
+    if isinstance(error, (errors.Unavailable, errors.TooMany)):
+        return {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, errors.Unauthorised):
+        was_shown = not isinstance(error, errors.KeyMissing)
+        return {"WWW-Authenticate": 'Bearer realm="jetforge"' + (', error="invalid_token"' if was_shown else "")}
+    return {}
 
 
 def answer_to(error: Exception, path: str) -> Response:
@@ -105,7 +119,9 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     detail = (
         f"{request.method} is not possible at {request.url.path[:200]}." if code == "method_not_allowed" else phrase
     )
-    headers = dict(error.headers) if error.headers else None
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and (methods := methods_at(request.url.path)):
+        headers["Allow"] = ", ".join(methods)  # the router names those of the first route only
     return problem(error.status_code, code, phrase, detail, "/docs lists what there is.", headers)
 
 

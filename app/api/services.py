@@ -8,6 +8,8 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from app.access.audit import AuditLog
+from app.access.door import Door
 from app.build.inspections import Inspections
 from app.intake import Intake
 from app.prebuilt import Prebuilt
@@ -39,6 +41,8 @@ class Services:
     feed: JobFeed
     webhooks: Webhooks
     watch: Callable[[], RevisionWatch]  # a new one; whoever takes it closes it
+    door: Door
+    audit: AuditLog
 
 
 def services(request: Request) -> Services:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 
 from app import __version__
-from app.api import v2_body, v2_describe, v2_infer, v2_repository
+from app.api import openapi, v2_body, v2_describe, v2_infer, v2_repository
 from app.api.multipart import read_body
 from app.api.responses import json_response
 from app.api.services import Services, services
@@ -55,8 +55,13 @@ def _for_model(method: str, tail: str) -> Callable[[Endpoint], Endpoint]:
             parameters = [
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
             ]
-            extra = {"parameters": parameters}
-            router.add_api_route(path + tail, endpoint, methods=[method], response_model=None, openapi_extra=extra)
+            extra: dict[str, Any] = {"parameters": parameters}
+            answers = None
+            if tail == "/infer":
+                extra, answers = {**extra, **openapi.V2_INFER_BODY}, openapi.V2_INFER_ANSWER
+            router.add_api_route(
+                path + tail, endpoint, methods=[method], response_model=None, openapi_extra=extra, responses=answers
+            )
         return endpoint
 
     return registered

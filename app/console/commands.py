@@ -192,7 +192,8 @@ def _more(args: Namespace, page: Json) -> str:
 
 def _command(args: Namespace, *words: str) -> str:
     url = () if args.url == args.default_url else ("--url", args.url)
-    return shlex.join(("jetforge", *words, *url))
+    cacert = () if args.cacert is None else ("--cacert", str(args.cacert))
+    return shlex.join(("jetforge", *words, *url, *cacert))
 
 
 def _options(args: Namespace) -> dict[str, str]:

@@ -196,6 +196,23 @@ def _flat(facts: Json, part: str = "") -> Iterator[tuple[str, Any]]:
             yield part + name.replace("_mib", " MiB").replace("_", " "), value
 
 
+def keys_table(keys: Sequence[Json]) -> Table:
+    """API keys, in the order in which they were made."""
+    rows = [
+        (
+            key["name"],
+            key["state"],
+            ", ".join(key["roles"]),
+            key["created_at"],
+            key["last_used_at"],
+            key["expires_at"],
+            key["id"],
+        )
+        for key in keys
+    ]
+    return table(("name", "state", "roles", "created", "last used", "expires", "id"), rows)
+
+
 def table(columns: Sequence[str], rows: Iterable[Sequence[str | None]], show_header: bool = True) -> Table:
     """A table of plain text: names from outside are never read as markup."""
     made = Table(*columns, show_header=show_header)

@@ -50,6 +50,26 @@ class Unavailable(ServiceError):
     retry_after_s: ClassVar[int] = 1
 
 
+class Unauthorised(ServiceError):
+    """It is not known who asks (401, WWW-Authenticate)."""
+
+
+class Forbidden(ServiceError):
+    """Who asks may not do this (403)."""
+
+    def __init__(self, detail: str, *, hint: str, who: str | None = None) -> None:
+        super().__init__(detail, hint=hint)
+        self.who = who  # name of the key that was shown; None: none was
+
+
+class TooMany(ServiceError):
+    """A limit of this visitor is reached (429, Retry-After)."""
+
+    def __init__(self, detail: str, *, hint: str, retry_after_s: int) -> None:
+        super().__init__(detail, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
 class RunFailed(ServiceError):
     """The engine itself failed on input that passed every check (500)."""
 
@@ -207,6 +227,16 @@ class BodyTooLarge(TooLarge):
     title = "The request body is larger than this endpoint accepts"
 
 
+class HeadersTooLarge(ServiceError):
+    code = "headers_too_large"
+    title = "The request's headers are larger than this service accepts"
+
+
+class RequestTooSlow(ServiceError):
+    code = "request_too_slow"
+    title = "The request did not arrive in time"
+
+
 class MediaTypeUnsupported(Unsupported):
     code = "media_type_unsupported"
     title = "The content type is not one that this endpoint reads"
@@ -292,6 +322,72 @@ class ShuttingDown(Unavailable):
 class ExecutionFailed(RunFailed):
     code = "execution_failed"
     title = "The engine failed while it ran"
+
+
+# --- access --------------------------------------------------------------------------------------------------------
+
+
+class KeyMissing(Unauthorised):
+    code = "key_missing"
+    title = "An API key is needed"
+
+
+class KeyUnknown(Unauthorised):
+    code = "key_unknown"
+    title = "The API key is not known"
+
+
+class KeyExpired(Unauthorised):
+    code = "key_expired"
+    title = "The API key has expired"
+
+
+class RoleMissing(Forbidden):
+    code = "role_missing"
+    title = "The API key lacks the role for this"
+
+
+class HostRefused(Forbidden):
+    code = "host_refused"
+    title = "The service is not known by this name"
+
+
+class CrossSiteRefused(Forbidden):
+    code = "cross_site_refused"
+    title = "A page of another site may not do this"
+
+
+class RateLimited(TooMany):
+    code = "rate_limited"
+    title = "Requests come faster than this client may send them"
+
+
+class TooManyUploads(TooMany):
+    code = "too_many_uploads"
+    title = "Too many uploads run at once"
+
+
+class TooManyAttempts(TooMany):
+    code = "too_many_attempts"
+    title = "Too many unknown API keys came from this address"
+
+
+# --- the command `jetforge keys`: printed, never answered to a request -----------------------------------------------
+
+
+class InvalidKeyOptions(ServiceError):
+    code = "invalid_key_options"
+    title = "A key cannot be made like this"
+
+
+class KeyNameTaken(ServiceError):
+    code = "key_name_taken"
+    title = "A key of this name exists"
+
+
+class KeyNotFound(ServiceError):
+    code = "key_not_found"
+    title = "No such key"
 
 
 # --- start-up: printed by the command, never answered to a request ---------------------------------------------------

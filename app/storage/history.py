@@ -26,16 +26,16 @@ WAITING: dict[str, Any] = {
 }
 
 
-def read_revision(connection: Connection) -> int:
-    value: int | None = connection.scalar(select(counters.c.value).where(counters.c.name == REVISION))
+def read_revision(connection: Connection, counter: str = REVISION) -> int:
+    value: int | None = connection.scalar(select(counters.c.value).where(counters.c.name == counter))
     return value or 0
 
 
-def raise_revision(connection: Connection) -> int:
+def raise_revision(connection: Connection, counter: str = REVISION) -> int:
     """Tell clients that something changed; returns the new revision."""
     raised = (
         sqlite.insert(counters)
-        .values(name=REVISION, value=1)
+        .values(name=counter, value=1)
         .on_conflict_do_update(index_elements=["name"], set_={"value": counters.c.value + 1})
         .returning(counters.c.value)
     )

@@ -10,9 +10,10 @@ from datetime import datetime, timezone
 from enum import Enum
 from typing import Any, TypeVar
 
-from sqlalchemy import Boolean, Column, Dialect, ForeignKey, Index, Integer, MetaData, Row, Table, Text
+from sqlalchemy import Boolean, Column, Dialect, Float, ForeignKey, Index, Integer, MetaData, Row, Table, Text
 from sqlalchemy.types import TypeDecorator
 
+from app.domain.access import Role
 from app.domain.builds import BuildOptions, BuiltEngine, ModelFormat
 from app.domain.jobs import EventKind, Failure, JobState, Stage
 from app.domain.webhooks import DeliveryState
@@ -53,6 +54,19 @@ class Choice(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         return None if value is None else self.kind(value)
+
+
+class Roles(TypeDecorator[frozenset[Role]]):
+    """A set of roles as their names, in order, separated by spaces."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: frozenset[Role] | None, dialect: Dialect) -> str | None:
+        return None if value is None else " ".join(sorted(role.value for role in value))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> frozenset[Role] | None:
+        return None if value is None else frozenset(Role(name) for name in value.split())
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -203,6 +217,26 @@ counters = Table(
     metadata,
     Column("name", Text, primary_key=True),
     Column("value", Integer, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("roles", Roles, nullable=False),
+    Column("requests_per_s", Float),
+    Column("max_body_mib", Integer),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("last_used_at", UtcTime),
+    Column("revoked_at", UtcTime),  # a revoked key stays: the audit log names it
+    Index("ix_api_keys_id", "id", unique=True),
+    Index("ix_api_keys_digest", "digest", unique=True),
+    Index("ix_api_keys_name", "name"),
+    sqlite_autoincrement=True,
 )
 
 

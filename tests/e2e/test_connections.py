@@ -18,11 +18,17 @@ from tests.service import Service
 FEATURES = 4
 LONG_S = 60
 STALLED_S = 2.0
+SAME_ID = "X-Request-ID: the-same"
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    service = Service(tmp_path_factory.mktemp("connections") / "data", stalled_s=str(STALLED_S)).start()
+    service = Service(
+        tmp_path_factory.mktemp("connections") / "data",
+        body_timeout_s=str(STALLED_S),
+        header_timeout_s=str(STALLED_S),
+        queue_rows_max="10000000",
+    ).start()
     try:
         with service.client() as client:
             service.build(client, networks.doubled(FEATURES).SerializeToString(), "net")
@@ -113,7 +119,7 @@ def test_the_shortcut_answers_as_the_router_does(service: Service) -> None:
     with closing(Client(service)) as one, closing(Client(service)) as other:
         for request, status in requests:
             for _ in range(2):  # the second finds what the first has left
-                short, long = one.send(request()).answer(), other.send(request(routed)).answer()
+                short, long = one.send(request(SAME_ID)).answer(), other.send(request(routed, SAME_ID)).answer()
 
                 assert short[0] == long[0] == status, (request(), short, long)
                 assert short[2] == long[2]

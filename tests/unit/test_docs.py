@@ -24,6 +24,9 @@ FAMILIES = {
     errors.Unavailable,
     errors.RunFailed,
     errors.BuildFailed,
+    errors.Unauthorised,
+    errors.Forbidden,
+    errors.TooMany,
 }
 
 

@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from app.api.connection import Front
 from app.api.exchange import BODY, EAGER_BYTES
 from app.api.heads import Head, Plan, parsed
+from app.connections import ConnectionLimits
 
 LARGE = 3 * EAGER_BYTES
 LONG_S = 30
@@ -72,7 +73,7 @@ def planner(head: Head) -> Plan:
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    front: Any = Front(planner, stalled_s=LONG_S)
+    front: Any = Front(planner, ConnectionLimits(LONG_S, LONG_S, 1 << 15))
     config = uvicorn.Config(application, http=front, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
