@@ -200,11 +200,6 @@ class QueueFull(Unavailable):
     title = "Too many requests wait for this engine"
 
 
-class DeadlineExceeded(Unavailable):
-    code = "deadline_exceeded"
-    title = "The request's own time limit has passed"
-
-
 class EngineTooLarge(Unavailable):
     code = "engine_too_large"
     title = "There is no room in memory for the engine"
@@ -244,6 +239,11 @@ class ShuttingDown(Unavailable):
     code = "shutting_down"
     title = "The service is stopping"
     retry_after_s = 5
+
+
+class RequestTimedOut(Unavailable):
+    code = "request_timed_out"
+    title = "The request was not answered within its own time limit"
 
 
 class ExecutionFailed(RunFailed):
