@@ -255,11 +255,6 @@ class QueueFull(Unavailable):
     title = "Too many requests wait for this engine"
 
 
-class DeadlineExceeded(Unavailable):
-    code = "deadline_exceeded"
-    title = "The request's own time limit has passed"
-
-
 class StreamsFull(Unavailable):
     code = "streams_full"
     title = "Too many event streams are open"
@@ -317,6 +312,11 @@ class ShuttingDown(Unavailable):
     code = "shutting_down"
     title = "The service is stopping"
     retry_after_s = 5
+
+
+class RequestTimedOut(Unavailable):
+    code = "request_timed_out"
+    title = "The request was not answered within its own time limit"
 
 
 class ExecutionFailed(RunFailed):

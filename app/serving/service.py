@@ -16,11 +16,11 @@ import numpy as np
 
 from app.domain.builds import EngineRecord
 from app.domain.errors import (
-    DeadlineExceeded,
     ImageRejected,
     InUse,
     InvalidRequest,
     RecipeMissing,
+    RequestTimedOut,
     TensorRejected,
 )
 from app.domain.preprocess import Preprocess, row_from_image
@@ -92,7 +92,7 @@ class InferenceService:
             timeout_s: for the answer, an engine's load included; None: as long as it takes.
 
         Raises:
-            DeadlineExceeded: there was no answer in time.
+            RequestTimedOut: there was no answer in time.
             EngineNotFound, TensorRejected, or what `EnginePool.lease` and `MicroBatcher.submit` raise.
         """
         started_s = time.perf_counter()
@@ -110,7 +110,7 @@ class InferenceService:
             timeout_s: for the answer once the images are decoded; None: as long as it takes.
 
         Raises:
-            DeadlineExceeded: there was no answer in time.
+            RequestTimedOut: there was no answer in time.
             InvalidRequest: there are no images.
             RecipeMissing: the engine takes tensors only.
             ImageRejected: names the image that cannot be decoded.
@@ -261,7 +261,7 @@ async def _within(running: Coroutine[Any, Any, T], timeout_s: float) -> T:
         # Past its time the request is cancelled, which its neighbours in a run do not notice.
         return await asyncio.wait_for(running, timeout_s)
     except asyncio.TimeoutError as error:
-        raise DeadlineExceeded(
+        raise RequestTimedOut(
             f"There was no answer within the request's own limit of {timeout_s * 1e3:g} ms.",
             hint="Send it again in a moment, or allow it more time.",
         ) from error

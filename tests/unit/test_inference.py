@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from app.domain.builds import EngineRecord
-from app.domain.errors import DeadlineExceeded, EngineNotFound
+from app.domain.errors import EngineNotFound, RequestTimedOut
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
 from tests.fakes import FakeEngine, Gate, engine_record, eventually, row, soon
@@ -137,7 +137,7 @@ async def test_a_request_is_refused_when_its_own_time_limit_has_passed_and_its_n
         await gate.entered(3)  # the warm-up, the first, and this one
         waiting = asyncio.create_task(service.infer("net", row(2)))
 
-        with pytest.raises(DeadlineExceeded, match="10 ms"):
+        with pytest.raises(RequestTimedOut, match="10 ms"):
             await soon(service.infer("net", row(3), timeout_s=0.01))
 
         gate.open()

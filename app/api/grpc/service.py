@@ -16,7 +16,7 @@ from app.api.grpc import codec
 from app.api.grpc import open_inference_pb2 as pb
 from app.api.grpc.messages import OFF_LOOP_BYTES
 from app.api.services import Services
-from app.domain.errors import DeadlineExceeded, NotFound
+from app.domain.errors import NotFound, RequestTimedOut
 from app.serving.service import Answer
 
 Method = Callable[[Any], Awaitable[Any]]  # a message to its answer
@@ -89,7 +89,7 @@ class InferenceApi:
         try:
             answer = await asyncio.wait_for(self._ran(record.ref, request), limit_s)
         except asyncio.TimeoutError as error:
-            raise DeadlineExceeded(
+            raise RequestTimedOut(
                 f"{record.ref} did not answer within the request's timeout of {limit_s} s.",
                 hint="Send the request again, with a longer timeout or none.",
             ) from error

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 _MESSAGE_BYTES_MAX = 2000  # it travels in a header, percent-encoded; clients refuse headers of more than 8 KiB
 _STATUS: dict[type[errors.ServiceError], StatusCode] = {
-    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    errors.RequestTimedOut: StatusCode.DEADLINE_EXCEEDED,
     errors.InvalidInput: StatusCode.INVALID_ARGUMENT,
     errors.NotFound: StatusCode.NOT_FOUND,
     errors.Conflict: StatusCode.FAILED_PRECONDITION,
