@@ -13,7 +13,7 @@ from bench_systems import BareLoops
 from load_generator import Kept, LoadGenerator
 from numpy.typing import NDArray
 
-WARM_S = 0.2  # before each slice, uncounted
+WARM_S = 0.4  # before each slice, uncounted
 KEPT_A_SLICE = 40  # answers, about, that are checked
 
 

@@ -20,7 +20,7 @@ import bench_systems
 import numpy as np
 import onnxruntime
 from bench_cases import Case, JpegCase
-from bench_cells import Cell, bare, loaded, run_rounds
+from bench_cells import WARM_S, Cell, bare, loaded, run_rounds
 from bench_raw import Order
 from bench_systems import BareLoops, asgi, bare_loops, engine_file, pid_of, port_of, resident_mib
 from bench_targets import goals
@@ -160,7 +160,7 @@ class Bench:
         rows = self._folder / f"{case.name}.npy"
         np.save(rows, case.inputs)
         model = str(self._folder / f"{case.name}.onnx")
-        base = Order(model, str(rows), self._seconds(case), 0.2, threads=1, intra=1)
+        base = Order(model, str(rows), self._seconds(case), WARM_S, threads=1, intra=1)
         cores = len(self._servers)
         ways = [(1, 1, 1), (1, cores, 1), (cores, 1, 1), (1, cores, 8), (cores, 1, 8), (cores, 1, 32)]
         return [
@@ -196,7 +196,7 @@ class Bench:
         jpeg.write_bytes(images.jpegs[0])
         recipe = {**asdict(images.recipe)}
         model, cores = str(self._folder / f"{images.engine}.onnx"), len(self._servers)
-        base = Order(model, str(jpeg), self._args.seconds, 0.2, threads=1, intra=1, recipe=recipe)
+        base = Order(model, str(jpeg), self._args.seconds, WARM_S, threads=1, intra=1, recipe=recipe)
         cells = [
             bare(loops, "jpeg", f"bare, {intra} thread(s) a run, batch 1", replace(base, threads=threads, intra=intra))
             for threads, intra in dict.fromkeys([(1, 1), (1, cores), (cores, 1)])

@@ -49,7 +49,7 @@ def test_every_answer_is_counted_once_and_as_long_as_it_took(
 
     assert load.failed == 0 and load.per_s > 0
     assert len(load.latencies_ms) == round(load.per_s * 0.3)
-    assert load.latencies_ms.sum() <= clients * 300
+    assert load.latencies_ms.sum() <= clients * 350  # warm-up included: an answer counts by its end
     assert 0 < load.busy <= 1.1
 
 
