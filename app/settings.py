@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     keep_alive_s: float = Field(
         1800, ge=0, description="Seconds that an unused engine stays warm; 0: until the room is needed."
     )
+    pinned: str = Field(
+        "", description="Engines that are loaded at the start and stay: name or name:version, separated by commas."
+    )
+    restore_warm: bool = Field(True, description="Load the engines of the last run again at the start.")
     contexts: int = Field(2, ge=1, le=64, description="Contexts (parallel runs) of each warm engine.")
     batch_rows_max: int = Field(
         32, ge=1, description="Most rows joined into one run, when the build set no max_shapes."
@@ -92,6 +96,15 @@ class Settings(BaseSettings):
     def workers_dir(self) -> Path:
         """A locked file for each worker that lives."""
         return self.root / "workers"
+
+    @property
+    def warm_file(self) -> Path:
+        """Which engines are warm, for the next start."""
+        return self.root / "warm.json"
+
+    @property
+    def pinned_refs(self) -> tuple[str, ...]:
+        return tuple(ref.strip() for ref in self.pinned.split(",") if ref.strip())
 
     @property
     def logs_dir(self) -> Path:

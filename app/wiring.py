@@ -17,12 +17,14 @@ from app.domain.jobs import Job
 from app.intake import Intake
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
+from app.serving.warmer import Warmer
 from app.settings import Settings
 from app.storage.archives import ArchiveLimits
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
 from app.storage.database import Database, migrate
 from app.storage.jobs import JobQueue
+from app.storage.remembered import WarmFile
 from app.worker import Worker, workers_alive
 
 
@@ -49,6 +51,8 @@ def connected_services(settings: Settings) -> Iterator[Services]:
         contexts=settings.contexts,
         queue_rows_max=settings.queue_rows_max,
     )
+    inference = InferenceService(catalogue.engine, pool)
+    file = WarmFile(settings.warm_file) if settings.restore_warm else None
     try:
         yield Services(
             settings=settings,
@@ -56,7 +60,8 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             catalogue=catalogue,
             queue=queue,
             intake=intake,
-            inference=InferenceService(catalogue.engine, pool),
+            inference=inference,
+            warmer=Warmer(inference, settings.pinned_refs, file),
             workers_alive=_alive(settings),
         )
     finally:

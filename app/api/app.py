@@ -17,12 +17,14 @@ source, and serves them warm. Errors are RFC 9457 problems with `code`, `detail`
 
 
 def create_app(services: Services) -> FastAPI:
-    """The application over connected services. Its lifespan closes the warm engines, not the services."""
+    """The application over connected services. Its lifespan loads and closes the warm engines, not the services."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services.warmer.start()
         yield
         app.state.changes.close()
+        await services.warmer.close()
         await services.inference.close()
 
     app = FastAPI(title="jetforge", version=__version__, description=DESCRIPTION, lifespan=lifespan)

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from app.intake import Intake
 from app.serving.service import InferenceService
+from app.serving.warmer import Warmer
 from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
@@ -24,6 +25,7 @@ class Services:
     queue: JobQueue
     intake: Intake
     inference: InferenceService
+    warmer: Warmer
     workers_alive: Callable[[], int]
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from app.backends.base import LoadedEngine
 from app.domain.builds import Digest, EngineRecord
-from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse, ServiceError, ShuttingDown
+from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse, ServiceError
+from app.serving.room import all_in_use, eviction_order, larger_than_budget, no_memory, stopping, unloadable
 from app.serving.seats import EngineState, Seat, WarmState
 from app.serving.warm import WarmEngine
 
@@ -19,7 +20,7 @@ __all__ = ["EnginePool", "EngineState", "WarmState"]
 
 log = logging.getLogger(__name__)
 
-MIB = 1024 * 1024
+SWEEP_S_MAX = 10  # between looks for unused engines
 
 
 class EnginePool:
@@ -27,7 +28,8 @@ class EnginePool:
 
     Engines are known by the digest of their file: two names of one file share one warm engine. A leased engine is
     never evicted; an idle one leaves, the least recently used first, when another needs its room, or when nobody
-    has used it for `keep_alive_s`. A pinned one leaves only when it is unloaded by name.
+    has used it for `keep_alive_s`, of which a load may set another for its engine. A pinned one leaves only when it
+    is unloaded by name.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class EnginePool:
         """
         self.budget_bytes = budget_bytes
         self._load_file = load
-        self._keep_alive_s = keep_alive_s
+        self.keep_alive_s = keep_alive_s
         self._contexts = contexts
         self._queue_rows_max = queue_rows_max
         self._clock = clock
@@ -89,16 +91,27 @@ class EnginePool:
             if seat.leases == 0:
                 self._tell_change()
 
-    async def load(self, record: EngineRecord, *, pin: bool = False) -> WarmState:
+    async def load(
+        self, record: EngineRecord, *, pin: bool | None = None, keep_alive_s: float | None = None
+    ) -> WarmState:
         """Have the engine warm before its first request; raises as `lease` does.
 
         Args:
-            pin: it then stays until `unload`.
+            pin: whether it stays until `unload`; None: as it was.
+            keep_alive_s: this engine's own, until it leaves; 0: until its room is needed; None: as it was.
         """
         seat = self._seat(record)
         async with self.lease(record):  # of this seat: nothing is awaited in between
-            seat.is_pinned = seat.is_pinned or pin
-        return seat.described(self._clock(), self._estimate(record))
+            seat.is_pinned = seat.is_pinned if pin is None else pin
+            if keep_alive_s is not None:
+                seat.keep_alive_s = keep_alive_s
+                self._sweep_anew()
+        return self._described([seat])[0]
+
+    def unpin(self, ref: str) -> None:
+        """Let the engine of that `name:version` leave as others do."""
+        for seat in self._seats.values():
+            seat.is_pinned = seat.is_pinned and ref not in seat.refs
 
     async def unload(self, record: EngineRecord) -> bool:
         """Give the engine's memory back once its leases have ended; new leases load it anew, afterwards.
@@ -120,16 +133,19 @@ class EnginePool:
         return bool(leaving)
 
     async def unload_unused(self) -> None:
-        """Unload what nobody has used for `keep_alive_s`; also done in the background."""
-        since_s = self._clock() - self._keep_alive_s
-        unused = [seat for seat in self._seats.values() if seat.is_idle and seat.last_used_s <= since_s]
-        if unused and self._keep_alive_s > 0:
+        """Unload what nobody has used for its keep-alive time; also done in the background."""
+        now_s = self._clock()
+        unused = [seat for seat in self._seats.values() if seat.is_unused(now_s)]
+        if unused:
             await asyncio.wait({self._retire(seat) for seat in unused})
 
     def states(self) -> list[WarmState]:
         """Every engine that is loading, ready or draining."""
-        now_s = self._clock()
-        return [seat.described(now_s, self._estimate(seat.record)) for seat in (*self._seats.values(), *self._leaving)]
+        return self._described([*self._seats.values(), *self._leaving])
+
+    def estimate_bytes(self, record: EngineRecord) -> int:
+        """What the engine takes: as measured when it was last loaded, else the size of its file."""
+        return self._measured.get(record.blob, record.built.size_bytes)
 
     @property
     def used_bytes(self) -> int:
@@ -152,14 +168,14 @@ class EnginePool:
     def _seat(self, record: EngineRecord) -> Seat:
         """The engine's seat; a new one begins to load."""
         if self._is_closed:
-            raise _stopping()
+            raise stopping()
         seat = self._seats.get(record.blob)
         if seat is None:
-            seat = self._seats[record.blob] = Seat(record, last_used_s=self._clock())
+            seat = self._seats[record.blob] = Seat(record, self.keep_alive_s, last_used_s=self._clock())
             seat.loading = asyncio.create_task(self._load(seat))
             seat.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # its waiters may be gone
-            if self._sweeper is None and self._keep_alive_s > 0:
-                self._sweeper = asyncio.create_task(self._sweep())
+            if self._sweeper is None and self.keep_alive_s > 0:
+                self._sweep_anew()
         seat.refs.add(record.ref)
         return seat
 
@@ -170,7 +186,7 @@ class EnginePool:
                 await asyncio.wait(earlier, timeout=self._drain_s)
             async with self._one_load:
                 if self._is_closed:
-                    raise _stopping()
+                    raise stopping()
                 started_s = time.perf_counter()
                 seat.warm = await self._loaded(seat.record)
         except BaseException:
@@ -185,12 +201,14 @@ class EnginePool:
         return seat.warm
 
     async def _loaded(self, record: EngineRecord) -> WarmEngine:
-        await self._make_room(self._estimate(record), record)
+        await self._make_room(self.estimate_bytes(record), record)
         try:
             warm = await self._opened(record)
         except (EngineTooLarge, EngineUnloadable):  # perhaps for want of memory
-            if not await self._evict_idle():
+            idle = eviction_order(self._seats.values())
+            if not idle:
                 raise
+            await asyncio.wait({self._retire(seat) for seat in idle})
             warm = await self._opened(record)
         self._measured[record.blob] = warm.device_bytes
         try:
@@ -213,44 +231,24 @@ class EnginePool:
         except ServiceError:
             raise
         except MemoryError as error:
-            raise EngineTooLarge(
-                f"The system has no memory left for {record.ref}.", hint="Unload other engines, or build a smaller one."
-            ) from error
+            raise no_memory(record) from error
         except Exception as error:
             log.exception("an engine did not load", extra={"engine": record.ref})
-            raise EngineUnloadable(
-                f"The runtime could not load {record.ref}: {type(error).__name__}.",
-                hint="See the service's log for the cause; building the engine again may help.",
-            ) from error
+            raise unloadable(record, error) from error
 
     async def _make_room(self, needed_bytes: int, record: EngineRecord) -> None:
         """Evict idle engines until so much fits; wait, within bounds, for leased ones to become idle."""
         if needed_bytes > self.budget_bytes:
-            raise EngineTooLarge(
-                f"{record.ref} needs {_mib(needed_bytes)} MiB; the budget of all engines is"
-                f" {_mib(self.budget_bytes)} MiB.",
-                hint="Raise engine_memory_mib, or build a smaller engine.",
-            )
+            raise larger_than_budget(record, needed_bytes, self.budget_bytes)
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + self._room_wait_s
         while self.used_bytes + needed_bytes > self.budget_bytes:
             if self._is_closed:
-                raise _stopping()
-            idle = [seat for seat in self._seats.values() if seat.is_idle]
-            if idle:
-                await asyncio.wait({self._retire(min(idle, key=lambda seat: seat.last_used_s))})
+                raise stopping()
+            if idle := eviction_order(self._seats.values()):
+                await asyncio.wait({self._retire(idle[0])})
             elif not await self._changed(deadline_s - loop.time()):
-                raise EngineTooLarge(
-                    f"{record.ref} needs {_mib(needed_bytes)} MiB; engines in use hold {_mib(self.used_bytes)} of"
-                    f" {_mib(self.budget_bytes)} MiB.",
-                    hint="Send the request again when they are idle, unload a pinned one, or raise engine_memory_mib.",
-                )
-
-    async def _evict_idle(self) -> bool:
-        idle = [seat for seat in self._seats.values() if seat.is_idle]
-        if idle:
-            await asyncio.wait({self._retire(seat) for seat in idle})
-        return bool(idle)
+                raise all_in_use(record, needed_bytes, self.used_bytes, self.budget_bytes)
 
     def _retire(self, seat: Seat) -> asyncio.Task[None]:
         """Take the seat out of use; the task ends when its memory is free."""
@@ -272,9 +270,6 @@ class EnginePool:
         self._leaving.discard(seat)
         self._tell_change()
 
-    def _estimate(self, record: EngineRecord) -> int:
-        return self._measured.get(record.blob, record.built.size_bytes)
-
     async def _changed(self, timeout_s: float | None) -> bool:
         """Wait until a lease ends or an engine has left; False when the time is over."""
         if self._change is None:
@@ -286,15 +281,19 @@ class EnginePool:
         if change:
             change.set_result(None)
 
-    async def _sweep(self) -> None:
+    def _described(self, seats: Sequence[Seat]) -> list[WarmState]:
+        now_s = self._clock()
+        places = {seat: place for place, seat in enumerate(eviction_order(self._seats.values()), 1)}
+        return [seat.described(now_s, self.estimate_bytes(seat.record), places.get(seat)) for seat in seats]
+
+    def _sweep_anew(self) -> None:
+        """Look for unused engines as often as the shortest keep-alive time asks for."""
+        if self._sweeper:
+            self._sweeper.cancel()
+        keep_alive_s = [seat.keep_alive_s for seat in self._seats.values() if seat.keep_alive_s > 0]
+        self._sweeper = asyncio.create_task(self._sweep(min([*keep_alive_s, 4 * SWEEP_S_MAX]) / 4))
+
+    async def _sweep(self, every_s: float) -> None:
         while True:
-            await asyncio.sleep(min(self._keep_alive_s / 4, 10))
+            await asyncio.sleep(every_s)
             await self.unload_unused()
-
-
-def _mib(count_bytes: int) -> int:
-    return -(-count_bytes // MIB)
-
-
-def _stopping() -> ShuttingDown:
-    return ShuttingDown("The service is stopping.", hint="Send the request again when it is back.")
