@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app import logs, wiring
 from app.api.app import create_app
 from app.domain.errors import StartRefused
+from app.guard import guarded
 from app.settings import Settings
 from app.supervisor import Supervisor
 
@@ -41,6 +42,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
             create_app(services),
             log_config=logs.config(settings.log_level),
             access_log=False,
+            http=guarded(settings),
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
         )

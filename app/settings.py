@@ -32,6 +32,12 @@ class Settings(BaseSettings):
     url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
+    max_connections: int = Field(
+        4096, ge=1, description="Connections at once; idle ones are closed, the oldest first, to make room."
+    )
+    stalled_s: float = Field(
+        60, gt=0, description="Seconds after which a body that stopped coming, or a silent connection, is given up."
+    )
     min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")
     max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")
     max_calibration_mib: int = Field(8192, ge=1, description="Largest unpacked size of a calibration archive, in MiB.")

@@ -26,6 +26,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.Conflict: 409,
     errors.TooLarge: 413,
     errors.Unsupported: 415,
+    errors.TooSlow: 408,
     errors.Unavailable: 503,
     errors.RunFailed: 500,
 }

@@ -44,6 +44,10 @@ class Unsupported(ServiceError):
     """The content type is not one that this endpoint reads (415)."""
 
 
+class TooSlow(ServiceError):
+    """The client did not send what it had announced (408)."""
+
+
 class Unavailable(ServiceError):
     """It may succeed later (503, Retry-After)."""
 
@@ -216,6 +220,16 @@ class EngineUnloadable(Unavailable):
     code = "engine_unloadable"
     title = "The runtime refused to load the engine"
     retry_after_s = 30
+
+
+class BodyStalled(TooSlow):
+    code = "body_stalled"
+    title = "The body stopped coming"
+
+
+class ConnectionsFull(Unavailable):
+    code = "connections_full"
+    title = "Too many connections have requests under way"
 
 
 class DiskFull(Unavailable):

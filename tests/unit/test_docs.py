@@ -21,6 +21,7 @@ FAMILIES = {
     errors.Conflict,
     errors.TooLarge,
     errors.Unsupported,
+    errors.TooSlow,
     errors.Unavailable,
     errors.RunFailed,
     errors.BuildFailed,

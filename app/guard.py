@@ -1,0 +1,144 @@
+"""Connections that ask for nothing: bounded in number and in time, so that those that do ask are answered.
+
+A connection costs memory and a file; a body that never ends costs what has come of it. Neither may wait for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from typing import ClassVar
+
+from fastapi import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from app.api.problems import problem_of
+from app.domain.errors import BodyStalled, ConnectionsFull, ServiceError
+from app.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RLIMIT = resource.RLIMIT_NOFILE
+FILES_KEPT = 512  # for all but connections: the database, artefacts, engines, libraries
+CLEARED_SHARE = 0.05  # of the connections: so many idle ones leave at once when a new one finds no room
+LOOKS = 4  # in the time that a connection may stand still
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol; tells its guard of every connection and remembers when it last heard of its client."""
+
+    guard: ClassVar[Guard]
+    heard_s: float  # by the loop's clock
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.heard_s = self.loop.time()
+        self.guard.watch(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_s = self.loop.time()
+        super().data_received(data)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way; half a request's head is none."""
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is idle and uvicorn, which times what follows an answer, does not count."""
+        return self.is_idle and self.timeout_keep_alive_task is None
+
+    @property
+    def waits_for_body(self) -> bool:
+        """Whether the client owes bytes, and nothing but the client keeps them back."""
+        return not self.is_idle and self.cycle.more_body and not self.flow.read_paused
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answer whatever is under way, or will be, with this error, and close."""
+        if self.is_idle or not self.cycle.response_started:
+            self.transport.write(_wire(problem_of(error)))
+        self.transport.close()
+
+
+class Guard:
+    """The rules for the connections of one server."""
+
+    def __init__(self, connections_max: int, stalled_s: float) -> None:
+        self._connections_max = connections_max
+        self._stalled_s = stalled_s
+        self._is_looking = False
+
+    def watch(self, joined: GuardedProtocol) -> None:
+        """A connection has come: make room for it, or refuse it."""
+        if len(joined.connections) > self._connections_max and not self._clear(joined):
+            joined.refuse(
+                ConnectionsFull(
+                    f"{self._connections_max} connections have a request under way, and no more are taken.",
+                    hint="Send the request again in a moment, or raise max_connections.",
+                )
+            )
+        if not self._is_looking:
+            self._is_looking = True
+            joined.loop.call_later(self._stalled_s / LOOKS, self._look, joined)
+
+    def _clear(self, joined: GuardedProtocol) -> bool:
+        """Close the connections that have been idle for longest; whether there was one."""
+        idle = sorted(
+            (one for one in _guarded(joined) if one.is_idle and one is not joined), key=lambda one: one.heard_s
+        )
+        for one in idle[: max(1, int(self._connections_max * CLEARED_SHARE))]:
+            one.transport.close()
+            one.connections.discard(one)  # it is counted no more, though its end comes a turn later
+        return bool(idle)
+
+    def _look(self, first: GuardedProtocol) -> None:
+        """Close what has stood still for too long; again and again, while there are connections."""
+        now_s = first.loop.time()
+        for one in _guarded(first):
+            if now_s - one.heard_s < self._stalled_s:
+                continue
+            if one.is_silent:
+                one.transport.close()
+            elif one.waits_for_body:
+                one.refuse(
+                    BodyStalled(
+                        f"The rest of the body did not come for {self._stalled_s:g} s.",
+                        hint="Send bodies whole; Content-Length must be their length.",
+                    )
+                )
+        self._is_looking = bool(first.connections)
+        if self._is_looking:
+            first.loop.call_later(self._stalled_s / LOOKS, self._look, first)
+
+
+def guarded(settings: Settings) -> type[GuardedProtocol]:
+    """The protocol for one server, with as many connections as the settings and the system's file limit allow."""
+    files = raised_file_limit(settings.max_connections + FILES_KEPT)
+    connections_max = min(settings.max_connections, max(1, files - FILES_KEPT))
+    if connections_max < settings.max_connections:
+        log.warning("the system's limit of open files allows fewer connections", extra={"connections": connections_max})
+    return type("Guarded", (GuardedProtocol,), {"guard": Guard(connections_max, settings.stalled_s)})
+
+
+def raised_file_limit(wanted: int) -> int:
+    """Have so many open files allowed, or as many as the system admits; services often start with 1,024.
+
+    Returns:
+        `wanted`, or less.
+    """
+    soft, hard = (wanted if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(RLIMIT))
+    if soft < wanted:
+        soft = min(hard, wanted)
+        resource.setrlimit(RLIMIT, (soft, resource.getrlimit(RLIMIT)[1]))
+    return min(soft, wanted)
+
+
+def _guarded(any_of_them: GuardedProtocol) -> list[GuardedProtocol]:
+    return [one for one in any_of_them.connections if isinstance(one, GuardedProtocol)]
+
+
+def _wire(response: Response) -> bytes:
+    lines = [name + b": " + value for name, value in response.raw_headers]
+    return STATUS_LINE[response.status_code] + b"\r\n".join([*lines, b"connection: close", b"", bytes(response.body)])
