@@ -1,6 +1,6 @@
-"""Connections that ask for nothing: bounded in number and in time, so that those that do ask are answered.
+"""Connections that ask for nothing: bounded in number, time and size, so that those that do ask are answered.
 
-A connection costs memory and a file; a body that never ends costs what has come of it. Neither may wait for ever.
+A connection costs memory and a file; a head or a body that never ends costs what has come of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api.problems import problem_of
-from app.domain.errors import BodyStalled, ConnectionsFull, ServiceError
+from app.domain.errors import BodyStalled, ConnectionsFull, HeadTooLarge, ServiceError
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 RLIMIT = resource.RLIMIT_NOFILE
 FILES_KEPT = 512  # for all but connections: the database, artefacts, engines, libraries
 CLEARED_SHARE = 0.05  # of the connections: so many idle ones leave at once when a new one finds no room
+HEAD_BYTES_MAX = 64 * 1024  # of a request: its line and its headers
 LOOKS = 4  # in the time that a connection may stand still
 
 
@@ -30,6 +31,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     guard: ClassVar[Guard]
     heard_s: float  # by the loop's clock
+    head_bytes = 0  # of a request whose head is not whole yet
+    _is_in_head = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -39,6 +42,18 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self.heard_s = self.loop.time()
         super().data_received(data)
+        if self._is_in_head:
+            self.head_bytes += len(data)
+            if self.head_bytes > HEAD_BYTES_MAX:
+                self.refuse(_head_too_large())
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._is_in_head, self.head_bytes = True, 0
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        super().on_headers_complete()
 
     @property
     def is_idle(self) -> bool:
@@ -137,6 +152,12 @@ def raised_file_limit(wanted: int) -> int:
 
 def _guarded(any_of_them: GuardedProtocol) -> list[GuardedProtocol]:
     return [one for one in any_of_them.connections if isinstance(one, GuardedProtocol)]
+
+
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(
+        f"The request's line and headers are longer than {HEAD_BYTES_MAX >> 10} KiB.", hint="Send data in the body."
+    )
 
 
 def _wire(response: Response) -> bytes:

@@ -25,6 +25,7 @@ STATUS: dict[type[errors.ServiceError], int] = {
     errors.NotFound: 404,
     errors.Conflict: 409,
     errors.TooLarge: 413,
+    errors.HeadTooLarge: 431,
     errors.Unsupported: 415,
     errors.TooSlow: 408,
     errors.Unavailable: 503,

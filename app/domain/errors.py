@@ -186,6 +186,11 @@ class BodyTooLarge(TooLarge):
     title = "The request body is larger than this endpoint accepts"
 
 
+class HeadTooLarge(TooLarge):
+    code = "head_too_large"
+    title = "The request's headers are over the limit"
+
+
 class MediaTypeUnsupported(Unsupported):
     code = "media_type_unsupported"
     title = "The content type is not one that this endpoint reads"

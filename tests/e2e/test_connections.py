@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import socket
@@ -122,6 +123,38 @@ def test_an_idle_connection_is_closed_in_time_and_one_that_asks_again_and_again_
     assert len(own_ports) == 1
     assert received(silent) == b""
     assert received(half_a_head) == b""
+
+
+@pytest.mark.parametrize(
+    "sent", ["GET /", "GET / HTTP/1.1\r\n", "GET / HTTP/1.1\r\nX: "], ids=["line", "headers", "header"]
+)
+def test_a_head_that_never_ends_is_refused_and_not_kept(guarded: Service, peers: ExitStack, sent: str) -> None:
+    assert guarded.process is not None
+    before = resident_bytes(guarded.process.pid)
+    peer = connected(guarded, peers, sent)
+    piece = b"x: 1\r\n" * 10_000 if sent.endswith("\n") else b"x" * 60_000
+
+    with contextlib.suppress(OSError):  # it closes while we send
+        for _ in range(2000):
+            peer.sendall(piece)
+
+    assert resident_bytes(guarded.process.pid) - before < GROWTH_MIB_MAX << 20
+    assert infer(guarded) == 200
+
+
+def test_a_head_that_is_too_large_is_answered_431(guarded: Service, peers: ExitStack) -> None:
+    peer = connected(guarded, peers, HEAD + "X: " + "x" * (64 << 10))
+
+    status, problem, _ = problem_in(received(peer))
+
+    assert (status, problem["code"]) == (431, "head_too_large")
+
+
+def test_many_headers_that_are_short_together_are_read(guarded: Service) -> None:
+    headers = {f"X-{number}": "x" * 100 for number in range(300)}
+
+    for _ in range(3):
+        assert httpx.get(f"{guarded.url}/healthz", headers=headers, trust_env=False).status_code == 200
 
 
 @pytest.mark.parametrize("sent", [HEAD + SHAPE, HEAD + SHAPE + "\0" * 10], ids=["nothing", "a part"])
