@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from typing import ClassVar
+from typing import Any, ClassVar, Protocol
 
 from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -24,6 +24,30 @@ FILES_KEPT = 512  # for all but connections: the database, artefacts, engines, l
 CLEARED_SHARE = 0.05  # of the connections: so many idle ones leave at once when a new one finds no room
 HEAD_BYTES_MAX = 64 * 1024  # of a request: its line and its headers
 LOOKS = 4  # in the time that a connection may stand still
+
+
+class Watched(Protocol):
+    """A connection, as its guard sees it."""
+
+    heard_s: float  # when its client last sent something, by the loop's clock
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    connections: set[Any]  # all of the server, this one included
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way; half a request's head is none."""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it is idle, and nobody else times it."""
+
+    @property
+    def waits_for_body(self) -> bool:
+        """Whether the client owes bytes, and nothing but the client keeps them back."""
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answer whatever is under way, or will be, with this error, and close."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -57,21 +81,17 @@ class GuardedProtocol(HttpToolsProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is under way; half a request's head is none."""
         return self.cycle is None or self.cycle.response_complete
 
     @property
     def is_silent(self) -> bool:
-        """Whether it is idle and uvicorn, which times what follows an answer, does not count."""
-        return self.is_idle and self.timeout_keep_alive_task is None
+        return self.is_idle and self.timeout_keep_alive_task is None  # uvicorn's own, after an answer
 
     @property
     def waits_for_body(self) -> bool:
-        """Whether the client owes bytes, and nothing but the client keeps them back."""
         return not self.is_idle and self.cycle.more_body and not self.flow.read_paused
 
     def refuse(self, error: ServiceError) -> None:
-        """Answer whatever is under way, or will be, with this error, and close."""
         if self.is_idle or not self.cycle.response_started:
             self.transport.write(_wire(problem_of(error)))
         self.transport.close()
@@ -85,7 +105,7 @@ class Guard:
         self._stalled_s = stalled_s
         self._is_looking = False
 
-    def watch(self, joined: GuardedProtocol) -> None:
+    def watch(self, joined: Watched) -> None:
         """A connection has come: make room for it, or refuse it."""
         if len(joined.connections) > self._connections_max and not self._clear(joined):
             joined.refuse(
@@ -98,20 +118,18 @@ class Guard:
             self._is_looking = True
             joined.loop.call_later(self._stalled_s / LOOKS, self._look, joined)
 
-    def _clear(self, joined: GuardedProtocol) -> bool:
+    def _clear(self, joined: Watched) -> bool:
         """Close the connections that have been idle for longest; whether there was one."""
-        idle = sorted(
-            (one for one in _guarded(joined) if one.is_idle and one is not joined), key=lambda one: one.heard_s
-        )
+        idle = sorted((one for one in _all(joined) if one.is_idle and one is not joined), key=lambda one: one.heard_s)
         for one in idle[: max(1, int(self._connections_max * CLEARED_SHARE))]:
             one.transport.close()
             one.connections.discard(one)  # it is counted no more, though its end comes a turn later
         return bool(idle)
 
-    def _look(self, first: GuardedProtocol) -> None:
+    def _look(self, first: Watched) -> None:
         """Close what has stood still for too long; again and again, while there are connections."""
         now_s = first.loop.time()
-        for one in _guarded(first):
+        for one in _all(first):
             if now_s - one.heard_s < self._stalled_s:
                 continue
             if one.is_silent:
@@ -150,8 +168,8 @@ def raised_file_limit(wanted: int) -> int:
     return min(soft, wanted)
 
 
-def _guarded(any_of_them: GuardedProtocol) -> list[GuardedProtocol]:
-    return [one for one in any_of_them.connections if isinstance(one, GuardedProtocol)]
+def _all(one_of_them: Watched) -> list[Watched]:
+    return [one for one in one_of_them.connections if isinstance(one, type(one_of_them))]
 
 
 def _head_too_large() -> HeadTooLarge:

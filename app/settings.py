@@ -36,7 +36,7 @@ class Settings(BaseSettings):
         4096, ge=1, description="Connections at once; idle ones are closed, the oldest first, to make room."
     )
     stalled_s: float = Field(
-        60, gt=0, description="Seconds after which a body that stopped coming, or a silent connection, is given up."
+        30, gt=0, description="Seconds after which a body that stopped coming, or a silent connection, is given up."
     )
     min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")
     max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from bench_raw import Order
-from bench_systems import BareLoops
+from bench_systems import BareLoops, cpu_s
 from load_generator import Kept, LoadGenerator
 from numpy.typing import NDArray
 
@@ -27,6 +27,7 @@ class Found:
     checked: int = 0
     wrong: int = 0
     busy: float = 0  # of the generator's core, at most
+    cpu_us: list[float] = field(default_factory=list)  # of the server for each answer, of each round
 
     def described(self) -> dict[str, Any]:
         every_ms = np.concatenate([*self.latencies_ms, np.zeros(0)])
@@ -36,6 +37,7 @@ class Found:
             "per_s_of_rounds": [round(value, 2) for value in self.per_s],
             "p50_ms": round(p50_ms, 4),
             "p99_ms": round(p99_ms, 4),
+            "server_cpu_us": round(min(self.cpu_us), 1) if self.cpu_us else None,
             "failed": self.failed,
             "checked": self.checked,
             "wrong": self.wrong,
@@ -57,7 +59,7 @@ class Cell:
 def loaded(
     generator: LoadGenerator,
     key: tuple[str, str, int],
-    port: int,
+    server: tuple[int, int],
     requests: Sequence[Path],
     seconds: float,
     is_right: Callable[[Kept], bool] | None,
@@ -66,6 +68,7 @@ def loaded(
 
     Args:
         key: case, system, clients.
+        server: its port and its process.
         is_right: checks a kept answer; None: the server computes nothing.
     """
     found = Found()
@@ -73,7 +76,9 @@ def loaded(
     def measure() -> None:
         per_s = found.per_s[-1] if found.per_s else 1000.0  # at first a guess
         keep_every = max(1, int(per_s * seconds / KEPT_A_SLICE))
-        load = generator.run(port, requests, key[2], seconds, warm_s=WARM_S, keep_every=keep_every)
+        before_s = cpu_s(server[1])
+        load = generator.run(server[0], requests, key[2], seconds, warm_s=WARM_S, keep_every=keep_every)
+        found.cpu_us.append((cpu_s(server[1]) - before_s) / max(load.finished, 1) * 1e6)
         found.per_s.append(load.per_s)
         found.latencies_ms.append(load.latencies_ms)
         found.failed += load.failed

@@ -23,13 +23,12 @@ from bench_cases import Case, JpegCase
 from bench_cells import WARM_S, Cell, bare, loaded, run_rounds
 from bench_raw import Order
 from bench_systems import BareLoops, asgi, bare_loops, engine_file, pid_of, port_of, resident_mib
-from bench_targets import goals
+from bench_targets import Goal, Results, goals
 from load_generator import LoadGenerator, post
 from pydantic import TypeAdapter
 
 from app.backends.cpu import cpu_name
 from app.domain.preprocess import Preprocess
-from tests.service import Service
 
 
 def main() -> int:
@@ -53,6 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2, help="of one slice (tiny network: half)")
     parser.add_argument("--clients", default="1,8,32")
+    parser.add_argument("--cases", default="tiny,resnet18,resnet18-u8", help="fewer: quicker, and without the goals")
     parser.add_argument("--server-cores", type=int, default=0, help="0: all but the load generator's")
     parser.add_argument("--granian", type=Path, help="also measure granian: a folder filled by pip install --target")
     parser.add_argument("--json", type=Path, help="write all figures here")
@@ -75,7 +75,9 @@ class Bench:
         self._load_before = os.getloadavg()[0]
         self._generator = LoadGenerator(folder, core)
         width, side = (16, 64) if args.quick else (64, 224)
-        self._cases = [bench_cases.tiny(), bench_cases.resnet18(width, side), bench_cases.resnet18_u8(width, side)]
+        every = [bench_cases.tiny(), bench_cases.resnet18(width, side), bench_cases.resnet18_u8(width, side)]
+        self._cases = [case for case in every if case.name in args.cases.split(",")]
+        self._is_whole = len(self._cases) == len(every)
 
     def report(self) -> dict[str, Any]:
         """Everything that was found."""
@@ -101,10 +103,11 @@ class Bench:
             "cells": found,
             "generator_ceilings": ceilings,
             "memory_mib": memory_mib,
-            "goals": [
-                {**asdict(goal), "is_met": goal.is_met} for goal in goals(results, memory_mib, self._args.clients)
-            ],
+            "goals": [{**asdict(goal), "is_met": goal.is_met} for goal in self._goals(results, memory_mib)],
         }
+
+    def _goals(self, results: Results, memory_mib: dict[str, float]) -> list[Goal]:
+        return goals(results, memory_mib, self._args.clients) if self._is_whole else []
 
     def _built(self) -> dict[str, dict[str, Any]]:
         with bench_systems.service(self._data, set(os.sched_getaffinity(0))) as running:
@@ -139,22 +142,25 @@ class Bench:
     def _cells(self, engines: dict[str, dict[str, Any]]) -> list[Cell]:
         loops = self._opened.enter_context(bare_loops(self._servers))
         running = self._opened.enter_context(bench_systems.service(self._data, self._servers, "--no-worker"))
-        ports = {"uvicorn": self._opened.enter_context(asgi("echo", "uvicorn", self._servers))[0]}
+        ports = {"uvicorn": self._opened.enter_context(asgi("echo", "uvicorn", self._servers))}
         granian = {}
         if self._args.granian:
             folder = str(self._args.granian.absolute())
-            ports["granian"] = self._opened.enter_context(asgi("echo", "granian", self._servers, path=folder))[0]
+            ports["granian"] = self._opened.enter_context(asgi("echo", "granian", self._servers, path=folder))
             granian["granian"] = self._opened.enter_context(
                 asgi("service", "granian", self._servers, path=folder, JETFORGE_DATA_DIR=str(self._data))
-            )[0]
+            )
+        own = (port_of(running), pid_of(running))
         cells: list[Cell] = []
         for case in self._cases:
             cells += self._bare(loops, case)
             cells += self._echoes(ports, case)
-            cells += self._served(port_of(running), case, granian)
+            cells += self._served(own, case, granian)
+        if not self._is_whole:
+            return cells
         recipe = engines["resnet18-u8"]["preprocess"]
         images = bench_cases.jpegs(self._cases[2], TypeAdapter(Preprocess).validate_python(recipe))
-        return [*cells, *self._images(loops, running, images)]
+        return [*cells, *self._images(loops, own, images)]
 
     def _bare(self, loops: BareLoops, case: Case) -> list[Cell]:
         rows = self._folder / f"{case.name}.npy"
@@ -169,21 +175,21 @@ class Bench:
             for order in [replace(base, threads=threads, intra=intra, batch=batch)]
         ]
 
-    def _echoes(self, ports: dict[str, int], case: Case) -> list[Cell]:
+    def _echoes(self, servers: dict[str, tuple[int, int]], case: Case) -> list[Cell]:
         """The same bytes to a server that computes nothing."""
         bodies = [request.partition(b"\r\n\r\n")[2] for request in case.v2()]
         requests = self._generator.written(f"echo-{case.name}", [post("/", body, {}) for body in bodies])
         return [
-            loaded(self._generator, (case.name, name, count), port, requests, self._seconds(case), None)
-            for server, port in ports.items()
+            loaded(self._generator, (case.name, name, count), to, requests, self._seconds(case), None)
+            for server, to in servers.items()
             for name in ["echo" if server == "uvicorn" else f"echo, {server}"]
             for count in self._args.clients
         ]
 
-    def _served(self, port: int, case: Case, others: dict[str, int]) -> list[Cell]:
+    def _served(self, own: tuple[int, int], case: Case, others: dict[str, tuple[int, int]]) -> list[Cell]:
         v2 = self._generator.written(f"v2-{case.name}", case.v2())
         plain = self._generator.written(f"plain-{case.name}", case.plain())
-        ways = [("v2", port, v2), ("/infer", port, plain)]
+        ways = [("v2", own, v2), ("/infer", own, plain)]
         ways += [(f"v2, {server}", other, v2) for server, other in others.items()]
         return [
             loaded(self._generator, (case.name, name, count), to, requests, self._seconds(case), case.is_right)
@@ -191,7 +197,7 @@ class Bench:
             for count in self._args.clients
         ]
 
-    def _images(self, loops: BareLoops, running: Service, images: JpegCase) -> list[Cell]:
+    def _images(self, loops: BareLoops, own: tuple[int, int], images: JpegCase) -> list[Cell]:
         jpeg = self._folder / "photograph.jpg"
         jpeg.write_bytes(images.jpegs[0])
         recipe = {**asdict(images.recipe)}
@@ -206,7 +212,7 @@ class Bench:
             loaded(
                 self._generator,
                 ("jpeg", "/infer", count),
-                port_of(running),
+                own,
                 requests,
                 self._args.seconds,
                 images.is_right,
@@ -226,24 +232,29 @@ def rendered(report: dict[str, Any]) -> str:
         "",
     ]
     lines += [
-        "| case | system | clients | requests/s | p50 ms | p99 ms | generator busy |",
-        "|---|---|---|---|---|---|---|",
+        "| case | system | clients | requests/s | p50 ms | p99 ms | server µs | generator busy |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["cells"]:
         per_s, busy = f"{row['per_s']:,.0f}", f"{row['generator_busy']:.0%}" if row["generator_busy"] else ""
         lines.append(
             f"| {row['case']} | {row['system']} | {row['clients']} | {per_s} | {row['p50_ms']:.2f} |"
-            f" {row['p99_ms']:.2f} | {busy} |"
+            f" {row['p99_ms']:.2f} | {_shown(row['server_cpu_us'])} | {busy} |"
         )
     lines += ["", "| load generator against a server in C that does nothing | clients | requests/s |", "|---|---|---|"]
     lines += [f"| {row['case']} | {row['clients']} | {row['per_s']:,.0f} |" for row in report["generator_ceilings"]]
-    lines += ["", "| ratio of this run | found | wanted | |", "|---|---|---|---|"]
+    if report["goals"]:
+        lines += ["", "| ratio of this run | found | wanted | |", "|---|---|---|---|"]
     for goal in report["goals"]:
         sign, met = "≤" if goal["is_at_most"] else "≥", "met" if goal["is_met"] else "not met"
         lines.append(f"| {goal['what']} | {goal['value']:.2f} | {sign} {goal['wanted']:.2f} | {met} |")
     checked, wrong, failed = (sum(row[name] for row in report["cells"]) for name in ("checked", "wrong", "failed"))
     lines += ["", f"{checked} answers checked, {wrong} wrong; {failed} requests failed."]
     return "\n".join(lines)
+
+
+def _shown(microseconds: float | None) -> str:
+    return "" if microseconds is None else f"{microseconds:,.0f}"
 
 
 def _commit() -> str:

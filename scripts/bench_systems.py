@@ -126,6 +126,16 @@ def engine_file(running: Service, name: str, path: Path) -> Path:
 
 def resident_mib(pid: int) -> float:
     """Resident memory of a process and of its children."""
+    return sum(resident_bytes(one) for one in _family(pid)) / 2**20
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that a process and its children have used."""
+    stats = (Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in _family(pid))
+    return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+
+
+def _family(pid: int) -> list[int]:
     lists = (task / "children" for task in Path(f"/proc/{pid}/task").iterdir())
     children = [int(child) for listed in lists for child in listed.read_text().split()]
-    return resident_bytes(pid) / 2**20 + sum(resident_mib(child) for child in children)
+    return [pid, *(one for child in children for one in _family(child))]

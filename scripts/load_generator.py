@@ -37,6 +37,7 @@ class Load:
 
     per_s: float
     failed: int  # answered with another status than 200, or not at all
+    finished: int  # answers of the warm-up too
     latencies_ms: NDArray[np.float64]
     busy: float  # share of its core that the generator used, 0..1
     kept: tuple[Kept, ...]
@@ -77,6 +78,7 @@ class LoadGenerator:
         return Load(
             per_s=found["answered"] / found["seconds"],
             failed=found["failed"] + found["lost"],
+            finished=found["finished"],
             latencies_ms=np.fromfile(latencies, np.uint32) / UNITS_A_MS,
             busy=found["cpu_s"] / found["seconds"],
             kept=tuple(_kept(answers.read_bytes())),

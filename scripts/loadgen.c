@@ -166,7 +166,7 @@ static void keep(FILE *answers, struct connection *peer) {
 }
 
 struct counts {
-    uint64_t answered, failed, lost, bytes;
+    uint64_t answered, failed, lost;
 };
 
 static void count(struct counts *counts, struct connection *peer, int64_t ended_ns, FILE *latencies) {
@@ -177,7 +177,6 @@ static void count(struct counts *counts, struct connection *peer, int64_t ended_
     uint32_t units = (uint32_t)((ended_ns - peer->started_ns) / 100);
     fwrite(&units, sizeof units, 1, latencies);
     counts->answered++;
-    counts->bytes += peer->need;
 }
 
 static int load(int argc, char **argv) {
@@ -224,8 +223,8 @@ static int load(int argc, char **argv) {
     }
     fclose(answers);
     fclose(latencies);
-    printf("{\"answered\": %lu, \"failed\": %lu, \"lost\": %lu, \"bytes\": %lu, \"seconds\": %.6f, \"cpu_s\": %.6f}\n",
-           counts.answered, counts.failed, counts.lost, counts.bytes, run_ns / 1e9, cpu_s() - cpu_before);
+    printf("{\"answered\": %lu, \"failed\": %lu, \"lost\": %lu, \"finished\": %lu, \"seconds\": %.6f, \"cpu_s\": %.6f}\n",
+           counts.answered, counts.failed, counts.lost, seen, run_ns / 1e9, cpu_s() - cpu_before);
     return 0;
 }
 
