@@ -118,10 +118,10 @@ def _report(tally: Tally, found: Soaked, seconds: float, clients: int) -> dict[s
 
 def _memory(samples: list[tuple[float, float]], seconds: float) -> tuple[float, float]:
     """Median resident memory of the tenth after warm-up and of the last tenth, in MiB."""
-    warm_s, tenth_s = min(WARM_SHARE_MAX * seconds, WARM_S_MAX), seconds / 10
-    before = [mib for at, mib in samples if warm_s <= at < warm_s + tenth_s]
-    after = [mib for at, mib in samples if at >= seconds - tenth_s]
-    return statistics.median(before or [0.0]), statistics.median(after or [0.0])
+    warm_s = min(WARM_SHARE_MAX * seconds, WARM_S_MAX)
+    later = [mib for at, mib in samples if at >= warm_s] or [mib for _, mib in samples]
+    tenth = max(1, len(samples) // 10)
+    return statistics.median(later[:tenth]), statistics.median(later[-tenth:])
 
 
 # --- what happens to the service meanwhile ---------------------------------------------------------------------------
@@ -140,7 +140,10 @@ async def _published(service: Service) -> dict[str, Truth]:
 async def _built(client: httpx.AsyncClient, name: str, truth: Truth) -> str:
     answer = await client.post("/jobs", files={"model": ("model.onnx", truth.model)}, data={"name": name})
     answer.raise_for_status()
-    job = (await client.get(f"/jobs/{answer.json()['id']}", params={"wait": 60})).json()
+    end_s = time.monotonic() + BUILD_S
+    job = answer.json()
+    while job["state"] in ("queued", "running") and time.monotonic() < end_s:
+        job = (await client.get(f"/jobs/{job['id']}", params={"wait": 30})).json()
     if job["state"] != "succeeded":
         raise RuntimeError(f"{name} was not built: {job['failure'] or job['state']}")
     return str(job["engine"])

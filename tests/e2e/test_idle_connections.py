@@ -20,7 +20,7 @@ from tests.service import Service, resident_bytes
 
 CONNECTIONS_MAX = 300
 IDLE = 10_000
-STALLED_S = 2
+STALLED_S = 3
 GROWTH_MIB_MAX = 64
 ROW = bytes(16)
 HEAD = "POST /infer/doubled HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
@@ -29,7 +29,7 @@ SHAPE = "Content-Length: 16\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service of 300 connections that gives up what stands still after 2 s."""
+    """A service of 300 connections that gives up what stands still after 3 s."""
     data = tmp_path_factory.mktemp("connections") / "data"
     service = Service(data, max_connections=str(CONNECTIONS_MAX), stalled_s=str(STALLED_S)).start()
     try:
@@ -170,7 +170,7 @@ def test_a_body_that_never_ends_is_answered_408(guarded: Service, peers: ExitSta
 def test_a_body_that_comes_slowly_but_comes_is_answered(guarded: Service, peers: ExitStack) -> None:
     peer = connected(guarded, peers, HEAD + "Connection: close\r\n" + SHAPE)
     for _ in range(16):
-        time.sleep(STALLED_S / 8)
+        time.sleep(STALLED_S / 14)  # together longer than it may stand still
         peer.sendall(b"\0")
 
     assert received(peer).startswith(b"HTTP/1.1 200")
