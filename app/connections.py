@@ -6,6 +6,8 @@ over all of them ends those that have waited too long, so that a request pays fo
 
 from __future__ import annotations
 
+import logging
+import resource
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -18,6 +20,9 @@ from app.api.problems import problem, problem_of
 from app.domain.errors import HeadersTooLarge, RequestTooSlow, ServiceError
 from app.settings import Settings
 
+log = logging.getLogger(__name__)
+
+FILES_KEPT = 512  # for all but connections: the database, artefacts, engines, libraries
 BODY_BYTES_MIN = 4096  # that a body must bring in `body_timeout_s`, unless it ends
 
 
@@ -26,6 +31,7 @@ class ConnectionLimits:
     header_timeout_s: float
     body_timeout_s: float
     header_bytes_max: int
+    connections_max: int = 4096
 
 
 class _Phase(Enum):
@@ -120,6 +126,15 @@ class GuardedProtocol(HttpToolsProtocol):
             f"The body brought less than {BODY_BYTES_MIN} bytes in {self.limits.body_timeout_s:g} seconds."
         )
 
+    def refuse(self, error: ServiceError) -> None:
+        """Answer with this error, unless an answer is under way, and close."""
+        self._refuse(problem_of(error))
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way; half a request's head is none."""
+        return self.cycle is None or bool(self.cycle.response_complete)
+
     def _forsake(self) -> None:
         """Tell every request of this connection that its client has gone.
 
@@ -175,4 +190,25 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 def limits_of(settings: Settings) -> ConnectionLimits:
-    return ConnectionLimits(settings.header_timeout_s, settings.body_timeout_s, settings.max_header_kib << 10)
+    """The limits of the settings, with as many connections as the system's limit of open files allows."""
+    files = raised_file_limit(settings.max_connections + FILES_KEPT)
+    connections_max = min(settings.max_connections, max(1, files - FILES_KEPT))
+    if connections_max < settings.max_connections:
+        log.warning("the system's limit of open files allows fewer connections", extra={"connections": connections_max})
+    return ConnectionLimits(
+        settings.header_timeout_s, settings.body_timeout_s, settings.max_header_kib << 10, connections_max
+    )
+
+
+def raised_file_limit(wanted: int) -> int:
+    """Have so many open files allowed, or as many as the system admits; services often start with 1,024.
+
+    Returns:
+        `wanted`, or less.
+    """
+    limit = resource.RLIMIT_NOFILE
+    soft, hard = (wanted if found == resource.RLIM_INFINITY else found for found in resource.getrlimit(limit))
+    if soft < wanted:
+        soft = min(hard, wanted)
+        resource.setrlimit(limit, (soft, resource.getrlimit(limit)[1]))
+    return min(soft, wanted)

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     body_timeout_s: float = Field(
         30, gt=0, description="A body that brings less than 4 KiB in so long is ended, as is an unread answer."
     )
+    max_connections: int = Field(
+        4096, ge=1, description="Connections at once; idle ones are closed, the oldest first, to make room."
+    )
     min_free_mib: int = Field(512, ge=0, description="Uploads and builds are refused when less disk is free, in MiB.")
     max_calibration_entries: int = Field(20_000, ge=1, description="Most files in a calibration archive.")
     max_calibration_mib: int = Field(8192, ge=1, description="Largest unpacked size of a calibration archive, in MiB.")
@@ -139,6 +142,10 @@ class Settings(BaseSettings):
     contexts: int = Field(
         0, ge=0, le=64, description="Contexts (parallel runs) of each warm engine; 0: what its backend is best with."
     )
+    pinned: str = Field(
+        "", description="Engines that are loaded at the start and stay: name or name:version, separated by commas."
+    )
+    restore_warm: bool = Field(True, description="Load the engines of the last run again at the start.")
     batch_rows_max: int = Field(
         32, ge=1, description="Most rows joined into one run, when the build set no max_shapes."
     )
@@ -189,6 +196,15 @@ class Settings(BaseSettings):
     @property
     def audit_dir(self) -> Path:
         return self.root / "audit"
+
+    @property
+    def warm_file(self) -> Path:
+        """Which engines are warm, for the next start."""
+        return self.root / "warm.json"
+
+    @property
+    def pinned_refs(self) -> tuple[str, ...]:
+        return tuple(ref.strip() for ref in self.pinned.split(",") if ref.strip())
 
     @property
     def logs_dir(self) -> Path:

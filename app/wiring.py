@@ -32,6 +32,7 @@ from app.presence import workers_alive
 from app.retention import Retention
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
+from app.serving.warmer import Warmer
 from app.settings import Settings
 from app.storage import backup
 from app.storage.archives import ArchiveLimits
@@ -43,6 +44,7 @@ from app.storage.feed import JobFeed
 from app.storage.jobs import JobQueue
 from app.storage.keys import KeyStore
 from app.storage.old_jobs import OldJobs
+from app.storage.remembered import WarmFile
 from app.storage.similar import BuildHistory
 from app.storage.watch import RevisionWatch
 from app.storage.webhooks import Webhooks
@@ -82,6 +84,8 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     )
     keys = KeyRing(KeyStore(database))
     keys.start()
+    inference = InferenceService(catalogue.engine, pool)
+    file = WarmFile(settings.warm_file) if settings.restore_warm else None
     try:
         yield Services(
             settings=settings,
@@ -89,9 +93,10 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             catalogue=catalogue,
             queue=queue,
             intake=intake,
-            inference=InferenceService(catalogue.engine, pool),
             retention=Retention(settings, store, catalogue, OldJobs(database)),
             inspections=inspections,
+            inference=inference,
+            warmer=Warmer(inference, settings.pinned_refs, file),
             workers_alive=_alive(settings),
             history=BuildHistory(database, _facts),
             prebuilt=Prebuilt(

@@ -44,16 +44,18 @@ NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
 
 
 def create_app(services: Services) -> FastAPI:
-    """The application over connected services. Its lifespan closes the warm engines, not the services."""
+    """The application over connected services. Its lifespan loads and closes the warm engines, not the services."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         keeping_up = asyncio.create_task(upkeep.keep_up(services))
         async with room.listening(services.settings.room_socket, services.inference.free_up):
+            services.warmer.start()
             yield
         keeping_up.cancel()
         app.state.changes.close()
         app.state.watch.close()
+        await services.warmer.close()
         await services.inference.close()
 
     app = DocumentedApp(

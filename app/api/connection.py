@@ -16,10 +16,12 @@ from uvicorn.server import ServerState
 from app.api.exchange import Exchange
 from app.api.heads import HEAD_BYTES_MAX, Heads, Planner
 from app.connections import BODY_BYTES_MIN, ConnectionLimits, GuardedProtocol
+from app.domain.errors import ConnectionsFull, ServiceError
 
 READ_BYTES = 1 << 14  # a small request in one read; what it holds of a large body is copied
 AHEAD_BYTES_MAX = 1 << 16  # of pipelined requests that wait for the one before
 SWEEP_S = 1.0
+CLEARED_SHARE = 0.05  # of the connections: so many idle ones leave at once when a new one finds no room
 
 
 class Front:
@@ -61,6 +63,26 @@ class Front:
             self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return self._default_lines
 
+    def admit(self, joined: Connection) -> None:
+        """Make room for a new connection among the others, or refuse it."""
+        most = self.limits.connections_max
+        if len(joined.state.connections) > most and not self._cleared(joined, max(1, int(most * CLEARED_SHARE))):
+            joined.refuse(
+                ConnectionsFull(
+                    f"{most} connections have a request under way, and no more are taken.",
+                    hint="Send the request again in a moment, or raise max_connections.",
+                )
+            )
+
+    def _cleared(self, joined: Connection, count: int) -> bool:
+        """Close the connections that have been idle for longest; whether there was one."""
+        others = [one for one in joined.state.connections if isinstance(one, Connection) and one is not joined]
+        idle = sorted((one for one in others if one.is_idle), key=lambda one: one.seen_s)
+        for one in idle[:count]:
+            one.transport.close()
+            one.state.connections.discard(one)  # counted no more; its end comes a turn later
+        return bool(idle)
+
     def _sweep(self, loop: asyncio.AbstractEventLoop, state: ServerState) -> None:
         now_s = time.monotonic()
         for connection in list(state.connections):
@@ -88,8 +110,8 @@ class Connection(asyncio.BufferedProtocol):
         self._is_full = False  # the client does not take its answers
         self._is_held = False  # its next request waits until it does
         self._has_served = False  # the last request was answered here
-        self._seen_s = time.monotonic()
-        self._stretch_since_s = self._seen_s  # of a body that is received here
+        self.seen_s = time.monotonic()
+        self._stretch_since_s = self.seen_s  # of a body that is received here
         self._stretch_bytes = 0
 
     # --- asyncio's calls -------------------------------------------------------------------------------------------
@@ -100,12 +122,14 @@ class Connection(asyncio.BufferedProtocol):
         # A stop of the server goes through here: uvicorn's half does not know of the other.
         self.state.connections.discard(self._uvicorn)
         self.state.connections.add(self)  # type: ignore[arg-type]
+        self.front.admit(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         exchange = self._exchange
         return self.front.view if exchange is None or exchange.room is None else exchange.room
 
     def buffer_updated(self, nbytes: int) -> None:
+        self.seen_s = time.monotonic()
         exchange = self._exchange
         if exchange is not None and exchange.room is not None:
             self._stretch_bytes += nbytes
@@ -162,10 +186,19 @@ class Connection(asyncio.BufferedProtocol):
     def is_full(self) -> bool:
         return self._is_full
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way here or at uvicorn's."""
+        return self._exchange is None and not self._is_held and self._uvicorn.is_idle
+
+    def refuse(self, error: ServiceError) -> None:
+        """Answer with this error and close."""
+        self._uvicorn.refuse(error)
+
     def ended(self, *, keeps_alive: bool) -> None:
         """The exchange is over: its answer is written, its body used up."""
         self._exchange = None
-        self._seen_s = time.monotonic()
+        self.seen_s = time.monotonic()
         self._has_served = True
         self.state.total_requests += 1
         if not keeps_alive or self.is_closing:
@@ -191,7 +224,7 @@ class Connection(asyncio.BufferedProtocol):
         self._uvicorn.end_if_late(now_s)
         if self._exchange is not None:
             self._end_slow_body(self._exchange, now_s)
-        elif self._has_served and not self._is_held and now_s - self._seen_s > self.config.timeout_keep_alive:
+        elif self._has_served and not self._is_held and now_s - self.seen_s > self.config.timeout_keep_alive:
             self.transport.close()
 
     def _end_slow_body(self, exchange: Exchange, now_s: float) -> None:

@@ -19,6 +19,8 @@ class HealthSchema(BaseModel):
     workers: int  # build workers alive
     queued: int  # jobs that wait
     running: int
+    is_starting: bool  # engines that are to be warm from the start are still being loaded
+    problems: list[str]  # pinned engines that are not loaded, and why
 
 
 @router.get("/device", response_model=DeviceReport)
@@ -43,5 +45,7 @@ def get_readiness(wired: Wired) -> Response:
         workers=workers,
         queued=counts.get("queued", 0),
         running=counts.get("running", 0),
+        is_starting=wired.warmer.is_starting,
+        problems=wired.warmer.problems,
     )
     return json_response(body)

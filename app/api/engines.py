@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi
@@ -19,12 +19,29 @@ from app.domain.errors import EngineDamaged
 
 router = APIRouter(tags=["engines"])
 
+KEEP_ALIVE_S_MAX = 1e9
+
 
 class MemorySchema(BaseModel):
     """The pool of warm engines."""
 
     used_bytes: int
     budget_bytes: int
+
+
+class LoadSchema(BaseModel):
+    """How an engine is kept; the same names can be sent as query parameters, which win."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pin: bool | None = Field(None, description="whether it stays until it is unloaded by name; null: as it was")
+    keep_alive_s: float | None = Field(
+        None,
+        ge=0,
+        le=KEEP_ALIVE_S_MAX,
+        allow_inf_nan=False,
+        description="unused for so long, it leaves; 0: when its room is needed; null: as it was",
+    )
 
 
 class EnginePage(BaseModel):
@@ -93,9 +110,20 @@ def download_engine(wired: Wired, ref: str) -> Response:
 
 
 @router.post("/engines/{ref}/load", response_model=EngineSchema)
-async def load_engine(wired: Wired, ref: str, pin: bool = False) -> Response:
-    """Make an engine warm now: loaded, run once, ready. With `?pin=true` it stays so until it is unloaded."""
-    await wired.inference.load(ref, pin=pin)
+async def load_engine(
+    wired: Wired,
+    ref: str,
+    body: LoadSchema | None = None,
+    pin: bool | None = None,
+    keep_alive_s: Annotated[float | None, Query(ge=0, le=KEEP_ALIVE_S_MAX, allow_inf_nan=False)] = None,
+) -> Response:
+    """Make an engine warm now: loaded, run once, ready. How it is kept can be sent as JSON or in the query."""
+    asked = body or LoadSchema()
+    await wired.inference.load(
+        ref,
+        pin=asked.pin if pin is None else pin,
+        keep_alive_s=asked.keep_alive_s if keep_alive_s is None else keep_alive_s,
+    )
     return json_response(await _described(wired, ref))
 
 

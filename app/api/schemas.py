@@ -219,7 +219,9 @@ class WarmSchema(BaseModel):
     """How an engine stands in memory."""
 
     state: EngineState
-    is_pinned: bool
+    is_pinned: bool  # stays until unloaded by name
+    keep_alive_s: float  # unused for so long, it leaves; 0: when its room is needed
+    eviction_position: int | None  # 1 leaves first when room is needed; null: loading, in use, pinned or leaving
     device_bytes: int
     contexts: int
     leases: int  # requests that use it or wait for it

@@ -15,6 +15,7 @@ from app.intake import Intake
 from app.prebuilt import Prebuilt
 from app.retention import Retention
 from app.serving.service import InferenceService
+from app.serving.warmer import Warmer
 from app.settings import Settings
 from app.storage.artefacts import ArtefactStore
 from app.storage.catalogue import Catalogue
@@ -35,6 +36,7 @@ class Services:
     inference: InferenceService
     retention: Retention
     inspections: Inspections
+    warmer: Warmer
     workers_alive: Callable[[], int]
     history: BuildHistory
     prebuilt: Prebuilt

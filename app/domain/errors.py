@@ -285,6 +285,11 @@ class EngineUnloadable(Unavailable):
     retry_after_s = 30
 
 
+class ConnectionsFull(Unavailable):
+    code = "connections_full"
+    title = "Too many connections have requests under way"
+
+
 class DiskFull(Unavailable):
     code = "disk_full"
     title = "There is not enough free disk space"

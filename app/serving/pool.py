@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,12 +18,14 @@ from app.room import Room
 from app.serving.opening import opened
 from app.serving.pool_events import PoolEvents
 from app.serving.refusals import device_full, others_in_use, over_budget, stopping
-from app.serving.seats import EngineState, Seat, WarmState
+from app.serving.seats import EngineState, Seat, WarmState, eviction_order
 from app.serving.warm import WarmEngine
 
 __all__ = ["EnginePool", "EngineState", "WarmState"]
 
 log = logging.getLogger(__name__)
+
+SWEEP_S_MAX = 10  # between looks for unused engines
 
 
 class EnginePool:
@@ -31,7 +33,8 @@ class EnginePool:
 
     Engines are known by the digest of their file: two names of one file share one warm engine. A leased engine is
     never evicted; an idle one leaves, the least recently used first, when another needs its room, or when nobody
-    has used it for `keep_alive_s`. A pinned one leaves only when it is unloaded by name.
+    has used it for `keep_alive_s`, of which a load may set another for its engine. A pinned one leaves only when it
+    is unloaded by name.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class EnginePool:
         self.budget_bytes = budget_bytes
         self.events = PoolEvents()
         self._load_file = load
-        self._keep_alive_s = keep_alive_s
+        self.keep_alive_s = keep_alive_s
         self._contexts = contexts
         self._queue_rows_max = queue_rows_max
         self._free_bytes = free_bytes
@@ -98,16 +101,27 @@ class EnginePool:
             if seat.leases == 0:
                 self._tell_change()
 
-    async def load(self, record: EngineRecord, *, pin: bool = False) -> WarmState:
+    async def load(
+        self, record: EngineRecord, *, pin: bool | None = None, keep_alive_s: float | None = None
+    ) -> WarmState:
         """Have the engine warm before its first request; raises as `lease` does.
 
         Args:
-            pin: it then stays until `unload`.
+            pin: whether it stays until `unload`; None: as it was.
+            keep_alive_s: this engine's own, until it leaves; 0: until its room is needed; None: as it was.
         """
         seat = self._seat(record)
         async with self.lease(record):  # of this seat: nothing is awaited in between
-            seat.is_pinned = seat.is_pinned or pin
-        return seat.described(self._clock(), self._estimate(record))
+            seat.is_pinned = seat.is_pinned if pin is None else pin
+            if keep_alive_s is not None:
+                seat.keep_alive_s = keep_alive_s
+                self._sweep_anew()
+        return self._described([seat])[0]
+
+    def unpin(self, ref: str) -> None:
+        """Let the engine of that `name:version` leave as others do."""
+        for seat in self._seats.values():
+            seat.is_pinned = seat.is_pinned and ref not in seat.refs
 
     async def unload(self, record: EngineRecord) -> bool:
         """Give the engine's memory back once its leases have ended; new leases load it anew, afterwards.
@@ -137,25 +151,27 @@ class EnginePool:
         evicted: list[str] = []
         look = partial(asyncio.get_running_loop().run_in_executor, self._keeper, self._free_bytes, backend)
         while (free := await look()) < needed_bytes:
-            idle = [seat for seat in self._seats.values() if seat.is_idle]
+            idle = eviction_order(self._seats.values())
             if not idle:
                 break
-            oldest = min(idle, key=lambda seat: seat.last_used_s)
-            evicted += sorted(oldest.refs)
-            await asyncio.wait({self._retire(oldest)})
+            evicted += sorted(idle[0].refs)
+            await asyncio.wait({self._retire(idle[0], is_evicted=True)})
         return Room(free, tuple(evicted))
 
     async def unload_unused(self) -> None:
-        """Unload what nobody has used for `keep_alive_s`; also done in the background."""
-        since_s = self._clock() - self._keep_alive_s
-        unused = [seat for seat in self._seats.values() if seat.is_idle and seat.last_used_s <= since_s]
-        if unused and self._keep_alive_s > 0:
+        """Unload what nobody has used for its keep-alive time; also done in the background."""
+        now_s = self._clock()
+        unused = [seat for seat in self._seats.values() if seat.is_unused(now_s)]
+        if unused:
             await asyncio.wait({self._retire(seat, is_evicted=True) for seat in unused})
 
     def states(self) -> list[WarmState]:
         """Every engine that is loading, ready or draining."""
-        now_s = self._clock()
-        return [seat.described(now_s, self._estimate(seat.record)) for seat in (*self._seats.values(), *self._leaving)]
+        return self._described([*self._seats.values(), *self._leaving])
+
+    def estimate_bytes(self, record: EngineRecord) -> int:
+        """What the engine takes: as measured when it was last loaded or built, else the size of its file."""
+        return self._measured.get(record.blob, record.built.device_bytes or record.built.size_bytes)
 
     @property
     def used_bytes(self) -> int:
@@ -181,12 +197,12 @@ class EnginePool:
             raise stopping()
         seat = self._seats.get(record.blob)
         if seat is None:
-            seat = self._seats[record.blob] = Seat(record, last_used_s=self._clock())
+            seat = self._seats[record.blob] = Seat(record, self.keep_alive_s, last_used_s=self._clock())
             self.events.loading(record)
             seat.loading = asyncio.create_task(self._load(seat))
             seat.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # its waiters may be gone
-            if self._sweeper is None and self._keep_alive_s > 0:
-                self._sweeper = asyncio.create_task(self._sweep())
+            if self._sweeper is None and self.keep_alive_s > 0:
+                self._sweep_anew()
         seat.refs.add(record.ref)
         return seat
 
@@ -213,8 +229,8 @@ class EnginePool:
         return seat.warm
 
     async def _loaded(self, record: EngineRecord) -> WarmEngine:
-        await self._make_room(self._estimate(record), record)
-        await self._make_free(self._estimate(record), record)
+        await self._make_room(self.estimate_bytes(record), record)
+        await self._make_free(self.estimate_bytes(record), record)
         try:
             warm = await self._opened(record)
         except (EngineTooLarge, EngineUnloadable):  # perhaps for want of memory
@@ -242,9 +258,8 @@ class EnginePool:
         while self.used_bytes + needed_bytes > self.budget_bytes:
             if self._is_closed:
                 raise stopping()
-            idle = [seat for seat in self._seats.values() if seat.is_idle]
-            if idle:
-                await asyncio.wait({self._retire(min(idle, key=lambda seat: seat.last_used_s), is_evicted=True)})
+            if idle := eviction_order(self._seats.values()):
+                await asyncio.wait({self._retire(idle[0], is_evicted=True)})
             elif not await self._changed(deadline_s - loop.time()):
                 raise others_in_use(record, needed_bytes, self.used_bytes, self.budget_bytes)
 
@@ -257,7 +272,7 @@ class EnginePool:
             raise device_full(record, needed_bytes, room.free_bytes)
 
     async def _evict_idle(self) -> bool:
-        idle = [seat for seat in self._seats.values() if seat.is_idle]
+        idle = eviction_order(self._seats.values())
         if idle:
             await asyncio.wait({self._retire(seat, is_evicted=True) for seat in idle})
         return bool(idle)
@@ -284,9 +299,6 @@ class EnginePool:
             self.events.unloaded(seat.record)
         self._tell_change()
 
-    def _estimate(self, record: EngineRecord) -> int:
-        return self._measured.get(record.blob, record.built.device_bytes or record.built.size_bytes)
-
     async def _changed(self, timeout_s: float | None) -> bool:
         """Wait until a lease ends or an engine has left; False when the time is over."""
         if self._change is None:
@@ -298,7 +310,19 @@ class EnginePool:
         if change:
             change.set_result(None)
 
-    async def _sweep(self) -> None:
+    def _described(self, seats: Sequence[Seat]) -> list[WarmState]:
+        now_s = self._clock()
+        places = {seat: place for place, seat in enumerate(eviction_order(self._seats.values()), 1)}
+        return [seat.described(now_s, self.estimate_bytes(seat.record), places.get(seat)) for seat in seats]
+
+    def _sweep_anew(self) -> None:
+        """Look for unused engines as often as the shortest keep-alive time asks for."""
+        if self._sweeper:
+            self._sweeper.cancel()
+        keep_alive_s = [seat.keep_alive_s for seat in self._seats.values() if seat.keep_alive_s > 0]
+        self._sweeper = asyncio.create_task(self._sweep(min([*keep_alive_s, 4 * SWEEP_S_MAX]) / 4))
+
+    async def _sweep(self, every_s: float) -> None:
         while True:
-            await asyncio.sleep(min(self._keep_alive_s / 4, 10))
+            await asyncio.sleep(every_s)
             await self.unload_unused()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
@@ -25,6 +26,8 @@ class WarmState:
     refs: tuple[str, ...]  # "name:version" under which it was used, sorted
     state: EngineState
     is_pinned: bool  # stays until unloaded by name
+    keep_alive_s: float  # unused for so long, it leaves; 0: when its room is needed
+    eviction_position: int | None  # 1 leaves first when room is needed; None: it is loading, in use, pinned or leaving
     device_bytes: int  # an estimate while it loads
     contexts: int
     leases: int  # requests that use it or wait for it
@@ -44,6 +47,7 @@ class Seat:
     """One engine file in the pool, from the first request for it until its memory is free."""
 
     record: EngineRecord  # the first that asked for the file
+    keep_alive_s: float  # as in WarmState
     last_used_s: float  # by the pool's clock
     refs: set[str] = field(default_factory=set)
     loading: asyncio.Task[WarmEngine] = field(init=False)
@@ -66,13 +70,19 @@ class Seat:
         """Whether it can be evicted."""
         return self.warm is not None and self.leases == 0 and not self.is_pinned
 
-    def described(self, now_s: float, estimate_bytes: int) -> WarmState:
+    def is_unused(self, now_s: float) -> bool:
+        """Whether its keep-alive time is over."""
+        return self.is_idle and 0 < self.keep_alive_s <= now_s - self.last_used_s
+
+    def described(self, now_s: float, estimate_bytes: int, eviction_position: int | None) -> WarmState:
         warm = self.warm
         return WarmState(
             blob=self.record.blob,
             refs=tuple(sorted(self.refs)),
             state=self._state(),
             is_pinned=self.is_pinned,
+            keep_alive_s=self.keep_alive_s,
+            eviction_position=eviction_position,
             device_bytes=warm.device_bytes if warm else estimate_bytes,
             contexts=warm.contexts if warm else 0,
             leases=self.leases,
@@ -91,3 +101,8 @@ class Seat:
         if self.left:
             return EngineState.DRAINING
         return EngineState.READY if self.warm else EngineState.LOADING
+
+
+def eviction_order(seats: Iterable[Seat]) -> list[Seat]:
+    """The seats that may be evicted, the next to leave first: the least recently used."""
+    return sorted((seat for seat in seats if seat.is_idle), key=lambda seat: seat.last_used_s)

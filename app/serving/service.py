@@ -126,12 +126,20 @@ class InferenceService:
         ]
         return await self._answered(record, chunks, started_s, {"preprocess": _ms_since(started_s)}, timeout_s)
 
-    async def load(self, ref: str, *, pin: bool = False) -> WarmState:
-        """Have the engine warm before its first request; pinned, it stays until `unload`."""
+    async def load(self, ref: str, *, pin: bool | None = None, keep_alive_s: float | None = None) -> WarmState:
+        """Have the engine warm before its first request; see `EnginePool.load`."""
         self.forget(ref)
         record = await self.find(ref)
         self._withdrawn.discard(record.ref)
-        return await self._pool.load(record, pin=pin)
+        return await self._pool.load(record, pin=pin, keep_alive_s=keep_alive_s)
+
+    def unpin(self, ref: str) -> None:
+        """Let the engine of that `name:version` leave as others do."""
+        self._pool.unpin(ref)
+
+    def estimate_bytes(self, record: EngineRecord) -> int:
+        """Memory that the engine will take once it is warm."""
+        return self._pool.estimate_bytes(record)
 
     async def unload(self, ref: str) -> bool:
         """Give the engine's memory back once its requests are answered; False if it was not warm."""
@@ -176,6 +184,11 @@ class InferenceService:
     def used_bytes(self) -> int:
         """Memory of all warm engines."""
         return self._pool.used_bytes
+
+    @property
+    def keep_alive_s(self) -> float:
+        """Of engines that have no time of their own."""
+        return self._pool.keep_alive_s
 
     @property
     def budget_bytes(self) -> int:

@@ -6,6 +6,7 @@ import io
 import pickle
 import socket
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -254,6 +255,27 @@ def test_an_npz_bomb_is_refused(client: httpx.Client, digits: dict[str, Any]) ->
     answer = client.post("/infer/digits", content=file.getvalue(), headers={"Content-Type": "application/x-npz"})
 
     refused(answer, 422, "invalid_request")
+
+
+def test_rows_of_nan_are_answered_and_their_neighbours_in_the_batch_unharmed(
+    service: Service, digits: dict[str, Any]
+) -> None:
+    kind = "application/octet-stream"
+    headers = {"Content-Type": kind, "Accept": kind}
+    good = np.random.default_rng(1).random((1, 1, 8, 8), np.float32)
+    odd = [np.full_like(good, value) for value in (np.nan, np.inf, -np.inf, 3e38)]
+
+    def asked(row: Any) -> Any:
+        with service.client() as client:
+            answers = [client.post("/infer/digits", content=row.tobytes(), headers=headers) for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {200}
+        return np.stack([np.frombuffer(answer.content, np.float32) for answer in answers])
+
+    alone = asked(good)
+    with ThreadPoolExecutor(8) as threads:
+        *_, first, second = threads.map(asked, [*odd, good, good])
+
+    np.testing.assert_allclose(np.concatenate([first, second]), np.concatenate([alone, alone]), rtol=1e-4, atol=1e-5)
 
 
 def test_a_body_over_the_limit_is_refused(client: httpx.Client, digits: dict[str, Any]) -> None:

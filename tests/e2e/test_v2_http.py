@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import zlib
 from typing import Any
 
 import httpx
@@ -183,6 +184,7 @@ BAD: dict[str, tuple[bytes, dict[str, str], int]] = {
     "gzip that is none": (b"hello", {"Content-Encoding": "gzip"}, 400),
     "gzip cut off": (gzip.compress(GOOD + bytes(256))[:-9], {"Content-Encoding": "gzip", LENGTH: str(len(GOOD))}, 400),
     "gzip bomb": (gzip.compress(bytes(300 << 20), 1), {"Content-Encoding": "gzip", LENGTH: "0"}, 400),
+    "deflate bomb": (zlib.compress(bytes(300 << 20), 1), {"Content-Encoding": "deflate", LENGTH: "0"}, 400),
     "brotli": (b"hello", {"Content-Encoding": "br"}, 501),
 }
 

@@ -291,6 +291,22 @@ async def test_a_pinned_engine_is_neither_evicted_nor_timed_out_but_unloaded_by_
     assert pool.states() == []
 
 
+async def test_the_states_tell_in_which_order_engines_would_leave(pool: EnginePool, clock: Clock) -> None:
+    for record in (A, B, C, A):
+        clock.now_s += 1
+        await used(pool, record)
+    await pool.load(B, pin=True)
+
+    def positions() -> dict[str, int | None]:
+        return {state.refs[0]: state.eviction_position for state in pool.states()}
+
+    assert positions() == {"a:1": 2, "b:1": None, "c:1": 1}
+    async with pool.lease(C):
+        assert positions() == {"a:1": 1, "b:1": None, "c:1": None}
+    await used(pool, D)
+    assert warm(pool) == ["b:1", "c:1", "d:1"]  # a was the next to leave, for c has been used since
+
+
 async def test_as_many_engines_leave_as_the_new_one_needs(pool: EnginePool) -> None:
     for record in (A, B, C):
         await used(pool, record)
@@ -480,6 +496,39 @@ async def test_a_leased_engine_outlives_its_keep_alive(pool: EnginePool, clock: 
         clock.now_s += 1000
         await pool.unload_unused()
         assert warm(pool) == ["a:1"]
+
+
+async def test_a_load_gives_its_engine_a_keep_alive_of_its_own(pool: EnginePool, clock: Clock) -> None:
+    await used(pool, A)
+    assert (await pool.load(B, keep_alive_s=10)).keep_alive_s == 10
+    await pool.load(C, keep_alive_s=0)
+
+    clock.now_s += 10
+    await pool.unload_unused()
+    assert warm(pool) == ["a:1", "c:1"]
+
+    clock.now_s += 1e6
+    await pool.unload_unused()
+    assert warm(pool) == ["c:1"]
+
+
+async def test_an_engine_with_a_short_keep_alive_of_its_own_leaves_by_itself(runtime: Runtime) -> None:
+    pool = EnginePool(runtime.load, budget_bytes=300, keep_alive_s=0, contexts=1, queue_rows_max=8)
+    await used(pool, B)
+    await pool.load(A, keep_alive_s=0.02)
+
+    await eventually(lambda: warm(pool) == ["b:1"])
+    await pool.close()
+
+
+async def test_a_later_load_leaves_pin_and_keep_alive_as_they_were_unless_it_says_otherwise(pool: EnginePool) -> None:
+    await pool.load(A, pin=True, keep_alive_s=10)
+
+    kept = await pool.load(A)
+    changed = await pool.load(A, pin=False, keep_alive_s=20)
+
+    assert (kept.is_pinned, kept.keep_alive_s) == (True, 10)
+    assert (changed.is_pinned, changed.keep_alive_s) == (False, 20)
 
 
 async def test_with_a_keep_alive_of_zero_engines_stay(runtime: Runtime, clock: Clock) -> None:
