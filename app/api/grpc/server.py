@@ -8,12 +8,13 @@ from typing import Any
 
 import grpc
 
+from app.api.grpc.entry import Entry
 from app.api.grpc.messages import parsed
 from app.api.grpc.service import InferenceApi, Method
 from app.api.grpc.statuses import status_of
 from app.api.grpc.streams import METHOD, Streams
 from app.api.services import Services
-from app.domain.errors import StartRefused
+from app.domain.errors import ServiceError, StartRefused
 
 SERVICE = "inference.GRPCInferenceService"
 MESSAGE_BYTES_MAX = (1 << 31) - 1  # of protobuf
@@ -34,6 +35,7 @@ class GrpcServer:
         """
         self._limit_bytes = min(services.settings.max_body_mib << 20, MESSAGE_BYTES_MAX)
         self._api = InferenceApi(services)
+        self._entry = Entry(services.door, services.audit)
         self._host, self._port = host, port
         self._server: Any = None
         self._streams = Streams(self._api, self._limit_bytes)
@@ -85,17 +87,31 @@ class GrpcServer:
         async def answer(data: bytes, context: Any) -> bytes:
             self._count_call()
             try:
-                encoded: bytes = (await method(await parsed(kind, data, self._limit_bytes))).SerializeToString()
+                return await self._answered(name, kind, method, data, context)
             except Exception as error:
-                status = status_of(error, name)
-                await context.abort(status.code, status.message, status.metadata)
+                await _abort(context, error, name)
                 raise
-            return encoded
 
         return answer
 
+    async def _answered(self, name: str, kind: Any, method: Method, data: bytes, context: Any) -> bytes:
+        visitor = self._entry.admitted(name, context)
+        self._entry.check_size(visitor, len(data))
+        is_done = False
+        try:
+            encoded: bytes = (await method(await parsed(kind, data, self._limit_bytes))).SerializeToString()
+            is_done = True
+        finally:
+            await self._entry.note(name, visitor, context, is_done=is_done)
+        return encoded
+
     async def _stream(self, _: Any, context: Any) -> None:
         self._count_call()
+        try:
+            self._entry.admitted(METHOD, context)  # once, when it opens
+        except ServiceError as error:
+            await _abort(context, error, METHOD)
+            raise
         await self._streams.serve(context)
 
     def _count_call(self) -> None:
@@ -103,6 +119,11 @@ class GrpcServer:
         assert task is not None
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+
+
+async def _abort(context: Any, error: Exception, name: str) -> None:
+    status = status_of(error, name)
+    await context.abort(status.code, status.message, status.metadata)
 
 
 def _options(limit_bytes: int) -> list[tuple[str, int]]:

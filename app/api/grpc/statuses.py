@@ -21,6 +21,9 @@ _STATUS: dict[type[errors.ServiceError], StatusCode] = {
     errors.TooLarge: StatusCode.RESOURCE_EXHAUSTED,
     errors.Unsupported: StatusCode.UNIMPLEMENTED,
     errors.Unavailable: StatusCode.UNAVAILABLE,
+    errors.Unauthorised: StatusCode.UNAUTHENTICATED,
+    errors.Forbidden: StatusCode.PERMISSION_DENIED,
+    errors.TooMany: StatusCode.RESOURCE_EXHAUSTED,
 }
 
 
@@ -43,7 +46,7 @@ def status_of(error: Exception, method: str) -> Status:
     if code is StatusCode.INTERNAL:
         log.error("request failed", extra={"method": method, "code": error.code}, exc_info=error)
     metadata: tuple[tuple[str, str], ...] = ()
-    if code is StatusCode.UNAVAILABLE and isinstance(error, errors.Unavailable):
+    if isinstance(error, errors.TooMany) or (code is StatusCode.UNAVAILABLE and isinstance(error, errors.Unavailable)):
         metadata = (("retry-after", str(error.retry_after_s)),)
     return Status(code, _message(error), metadata)
 
