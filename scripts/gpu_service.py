@@ -22,7 +22,7 @@ SIDE = 224
 
 def checked(folder: Path, *, cycles: int, quick: bool, seconds: float) -> dict[str, Any]:
     check = Check()
-    service = Service(folder / "data", batch_rows_max="32", contexts="2").start()
+    service = Service(folder / "data", batch_rows_max="32", restore_warm="false").start()
     try:
         with client_of(service) as client:
             archive = samples.pictures(folder / "pictures.zip", 80, SIDE).read_bytes()

@@ -92,11 +92,12 @@ class ArtefactStore:
 
     def verify(self, digest: str) -> bool:
         """Whether the artefact is stored and its bytes still have this digest. Reads all of it."""
-        if not self.has(digest):
-            return False
         hashed = hashlib.sha256()
-        for chunk in _chunks(self.path(digest)):
-            hashed.update(chunk)
+        try:
+            for chunk in _chunks(self.path(digest)):
+                hashed.update(chunk)
+        except FileNotFoundError:  # never stored, or swept meanwhile
+            return False
         return hashed.hexdigest() == self.path(digest).name
 
     def quarantine(self, digest: str) -> None:
