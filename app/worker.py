@@ -192,6 +192,7 @@ class Build:
         self, job: Job, worker: str, key: str, work: WorkDir, outcome: BuiltEngine | Failure | launch.Stopped
     ) -> None:
         if isinstance(outcome, BuiltEngine):
+            self._check_sources(job)  # again: what changed under the build was both its source and its reference
             self._queue.advance(job.id, worker, EventKind.STAGE, Stage.PUBLISH, "publish")
             blob = self._store.put_file(work.engine)
             publication = Publication(job.name, key, blob, job.model, job.calibration, job.options, outcome)

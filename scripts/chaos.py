@@ -140,7 +140,7 @@ def run(folder: Path, *, rounds: int, seed: int, disk: Path | None) -> Report:
     finally:
         clients.stop()
         service.kill()
-    report.problems += clients.ledger.wrong
+    report.problems += [f"{what} ({times} times)" for what, times in clients.ledger.wrong.items()]
     report.figures |= dict(sorted(clients.ledger.counts.items()))
     return report
 

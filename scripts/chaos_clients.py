@@ -51,7 +51,7 @@ class Ledger:
     accepted: dict[str, tuple[str, int]] = field(default_factory=dict)  # job → engine's name and factor
     factors: dict[str, set[int]] = field(default_factory=dict)  # name → factors of all jobs asked for under it
     counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    wrong: Counter[str] = field(default_factory=Counter)  # what must not happen, and how often it did
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self, what: str) -> None:
@@ -60,7 +60,7 @@ class Ledger:
 
     def complain(self, what: str) -> None:
         with self.lock:
-            self.wrong.append(what)
+            self.wrong[what] += 1
 
 
 class Clients:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import networks
 from tests.e2e.conftest import DIGITS
 from tests.service import Service
 
@@ -52,14 +53,15 @@ def test_old_versions_go_once_they_are_cold_and_a_backup_answers_elsewhere(tmp_p
 
 
 def test_a_build_from_damaged_bytes_is_refused_and_mended_by_another_upload(service: Service) -> None:
+    content = networks.doubled_with_marker("damaged").SerializeToString()
     with service.client() as client:
-        model = client.post("/models", content=MODEL).json()["id"]
+        model = client.post("/models", content=content).json()["id"]
         stored = next((service.data_dir / "artefacts" / "objects").glob(f"??/{model.partition(':')[2]}"))
         stored.chmod(0o600)
-        stored.write_bytes(MODEL[:-1] + b"\0")
+        stored.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         job = client.post("/jobs", data={"name": "mended", "model_id": model}).json()
         damaged = service.ended(client, job["id"])
-        client.post("/models", content=MODEL).raise_for_status()
+        client.post("/models", content=content).raise_for_status()
         client.post(f"/jobs/{job['id']}/retry").raise_for_status()
         mended = service.ended(client, job["id"])
 
