@@ -67,6 +67,7 @@ class DeviceReport:
     power_mode: str | None
     temperatures_c: dict[str, float]  # by the kernel's name of the zone
     gpu: GpuReport | None
+    gpu_load: float | None  # share of the last moment with work on it, 0..1; None: there is none, or it does not tell
     gpu_missing: str | None  # why there is none
     backends: tuple[BackendReport, ...]
 
@@ -92,6 +93,7 @@ def device_report(data_dir: Path) -> DeviceReport:
         power_mode=power_mode(),
         temperatures_c=temperatures_c(),
         gpu=gpu,
+        gpu_load=next((reading.utilization for reading in gpu_readings()), None),
         gpu_missing=gpu_missing,
         backends=tuple(backend_report(name) for name in registry.NAMES),
     )
