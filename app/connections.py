@@ -158,7 +158,7 @@ class GuardedProtocol(HttpToolsProtocol):
             f"The request line and the headers are larger than {limit_kib} KiB.",
             hint="Send what is long in the body, or raise JETFORGE_MAX_HEADER_KIB on the device.",
         )
-        self._refuse(problem_of(error))
+        self.refuse(error)
 
     def _end_head(self) -> None:
         if not self._phase_bytes:  # nothing was asked
@@ -174,7 +174,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse_slow(self, detail: str) -> None:
         error: ServiceError = RequestTooSlow(detail, hint="Send it again over a connection that holds.")
-        self._refuse(problem_of(error))
+        self.refuse(error)
 
     def _refuse(self, response: Response) -> None:
         """Answer, unless an answer is under way, and close."""
