@@ -17,6 +17,7 @@ from app import logs, wiring
 from app.api import headers
 from app.api.app import create_app
 from app.api.connection import Front
+from app.api.fast_path import FastPath
 from app.api.services import Services
 from app.api.shortcut import planned
 from app.connections import limits_of
@@ -80,13 +81,15 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
         grpc = _grpc_server(services, host)
         app = create_app(services)
         pages.install(app)
+        # A request that is to be written to the log has all the middlewares see it.
+        fast_path = None if settings.log_requests else FastPath(services.inference, services.door, app.state.requests)
         config = uvicorn.Config(
             app,
             log_config=logs.config(settings.log_level, settings.log_format),
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
-            http=Front(partial(planned, services), limits_of(settings)),  # type: ignore[arg-type]  # a factory
+            http=Front(partial(planned, services, fast_path), limits_of(settings)),  # type: ignore[arg-type]  # a factory
             headers=headers.ALWAYS,
             proxy_headers=bool(settings.trusted_proxies),  # else a client could claim any address
             forwarded_allow_ips=settings.trusted_proxies or None,

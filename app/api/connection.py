@@ -179,6 +179,11 @@ class Connection(asyncio.BufferedProtocol):
         return self._uvicorn.scheme, self._uvicorn.client, self._uvicorn.server
 
     @property
+    def client_address(self) -> str:
+        client = self._uvicorn.client
+        return client[0] if client else ""
+
+    @property
     def app_state(self) -> dict[str, Any]:
         return self._uvicorn.app_state
 

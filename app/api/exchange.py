@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ class Exchange:
         self._missing_bytes = plan.head.body_bytes  # not yet received
         self._is_skipping = False  # the answer is written, the rest of the body is thrown away
         self._task: asyncio.Task[None] | None = None
+        self._withdraw: Callable[[], None] | None = None  # of a request on the fast path
         self._asked: asyncio.Future[None] | None = None  # done when the body is complete
         self._writable: asyncio.Future[None] | None = None
         self._is_gone = False
@@ -68,7 +70,7 @@ class Exchange:
         self.room = self.room[nbytes:] if self._missing_bytes else None
         if self._missing_bytes:
             return
-        if self._task is None:
+        if self._task is None and self._withdraw is None:
             self._run()
         elif self._asked is not None and not self._asked.done():
             self._asked.set_result(None)
@@ -84,6 +86,8 @@ class Exchange:
         self.room = None
         if self._task is not None:
             self._task.cancel()
+        elif self._withdraw is not None:
+            self._withdraw()
 
     @property
     def waits_for_client(self) -> bool:
@@ -118,7 +122,7 @@ class Exchange:
             return
         parts = [message.get("body", b"")]
         if self._start is not None:
-            parts.insert(0, self._head(self._start))
+            parts.insert(0, self._head(self._start["status"], self._start["headers"]))
             self._start = None
         self._connection.transport.writelines([part for part in parts if len(part)])
         if not message.get("more_body", False):
@@ -141,9 +145,19 @@ class Exchange:
             self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _run(self) -> None:
+        if self._plan.begin is not None and self._body is not None and not self._missing_bytes:
+            self._withdraw = self._plan.begin(self._body.toreadonly(), self._connection.client_address, self._reply)
+            if self._withdraw is not None:
+                return
         self._task = task = self._connection.loop.create_task(self._served())
         self._connection.state.tasks.add(task)
         task.add_done_callback(self._connection.state.tasks.discard)
+
+    def _reply(self, status: int, headers: list[tuple[bytes, bytes]], parts: Sequence[bytes | memoryview]) -> None:
+        """The whole answer of a request on the fast path."""
+        if not self._is_gone:
+            self._connection.transport.writelines([self._head(status, headers), *parts])
+            self._finish()
 
     async def _served(self) -> None:
         try:
@@ -175,12 +189,12 @@ class Exchange:
             BODY: self.body,
         }
 
-    def _head(self, start: Message) -> bytes:
+    def _head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
         lines = [
-            STATUS_LINE[start["status"]],
+            STATUS_LINE[status],
             self._connection.front.default_lines(self._connection.state.default_headers),
         ]
-        for name, value in start["headers"]:
+        for name, value in headers:
             if b"\n" in value or b"\r" in value:
                 raise RuntimeError("A header's value has more than one line.")
             lines += (name, b": ", value, b"\r\n")

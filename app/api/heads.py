@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import httptools
@@ -32,6 +32,11 @@ class Head:
     keeps_alive: bool
 
 
+Reply = Callable[[int, list[tuple[bytes, bytes]], "Sequence[bytes | memoryview]"], None]  # status, headers, body
+# body, client's address, where the answer goes → how to withdraw; None: not begun. It never replies before it returns.
+Begin = Callable[[memoryview, str, Reply], "Callable[[], None] | None"]
+
+
 @dataclass(frozen=True)
 class Plan:
     """How every request with a certain head is answered."""
@@ -40,6 +45,7 @@ class Plan:
     offset: int  # the body's byte from which on its address is to be aligned
     is_known: Callable[[], bool]  # the engine has been seen: what else there is to say is the router's business
     answer: Callable[[Scope], Awaitable[Response]]  # of `app.api.shortcut`; errors are answers too
+    begin: Begin | None = None  # of `app.api.fast_path`, tried first where the whole body is there; None: in vain
 
 
 Planner = Callable[[Head], "Plan | None"]

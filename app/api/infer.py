@@ -15,9 +15,11 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi, tensors
 from app.api.multipart import Sink, body_too_large, media_type, read_multipart
+from app.api.problems import answer_to
 from app.api.responses import TensorResponse, add_server_timing, json_response, raw
 from app.api.services import Services, Wired
 from app.api.v2_body import read_aligned
+from app.domain.builds import EngineRecord
 from app.domain.errors import InvalidRequest, MediaTypeUnsupported
 from app.domain.tensors import Signature, Tensors
 from app.serving.service import Answer, top_k
@@ -107,6 +109,28 @@ async def answered(wired: Services, head: Asked, bodies: list[memoryview]) -> Re
     return response
 
 
+class Steps:
+    """For `app.api.fast_path`: bare tensors both ways."""
+
+    def __init__(self, head: Asked) -> None:
+        self.ref = head.ref
+        self._head = head
+        is_plain = head.kind in (RAW, NPY) and head.timeout_s is None and not head.is_timed
+        self._is_taken = is_plain and NPZ not in head.accept and (NPY in head.accept or RAW in head.accept)
+
+    def form(self, body: memoryview, record: EngineRecord) -> bool | None:
+        return self._is_taken or None
+
+    def inputs(self, body: memoryview, form: bool, record: EngineRecord) -> Tensors:
+        return _bare(self._head, body, record.built.signature)
+
+    def response(self, form: bool, answer: Answer) -> Response:
+        return _response(self._head, answer)
+
+    def refused(self, error: Exception, path: str) -> Response:
+        return answer_to(error, path)
+
+
 def _timeout_s(text: str | None) -> float | None:
     if text is None:
         return None
@@ -116,16 +140,22 @@ def _timeout_s(text: str | None) -> float | None:
 
 
 async def _parsed(head: Asked, body: memoryview, signature: Signature, limit_bytes: int) -> Tensors:
-    if head.kind == NPY:
-        return {tensors.only_input(signature).name: tensors.from_npy(body)}
-    if head.kind == RAW:
-        wanted = tensors.parsed_shape(head.shape) if head.shape is not None else None
-        return {tensors.only_input(signature).name: tensors.from_raw(body, signature, wanted)}
+    if head.kind in (NPY, RAW):
+        return _bare(head, body, signature)
     if head.kind == NPZ:
         return await run_in_threadpool(tensors.from_npz, body, limit_bytes)
     if len(body) > OFF_LOOP_BYTES:
         return await run_in_threadpool(tensors.from_json, body, signature)
     return tensors.from_json(body, signature)
+
+
+def _bare(head: Asked, body: memoryview, signature: Signature) -> Tensors:
+    """The only input, from a body that is nothing else."""
+    name = tensors.only_input(signature).name
+    if head.kind == NPY:
+        return {name: tensors.from_npy(body)}
+    wanted = tensors.parsed_shape(head.shape) if head.shape is not None else None
+    return {name: tensors.from_raw(body, signature, wanted)}
 
 
 class _Part(bytearray):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import MutableMapping
@@ -10,6 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
+from app.api.problems import CLIENT_CLOSED
 from app.api.request_ids import HEADER, request_id
 from app.serving.distribution import Distribution
 
@@ -63,6 +65,9 @@ class Observed:
 
         try:
             await self._app(scope, receive, tagged)
+        except asyncio.CancelledError:
+            status = CLIENT_CLOSED
+            raise
         finally:
             seconds = time.perf_counter() - started_s
             self._counts.add(route_of(scope), scope["method"], status, seconds)

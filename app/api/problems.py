@@ -130,7 +130,9 @@ async def _client_gone(request: Request, error: Exception) -> Response:
 
 
 async def _bug(request: Request, error: Exception) -> Response:
-    return _defect(error, request.url.path)
+    response = _defect(error, request.url.path)
+    response.headers["X-Request-ID"] = request_id.get()  # outside of `Observed`, which adds it to all others
+    return response
 
 
 def _defect(error: Exception, path: str) -> Response:
@@ -142,5 +144,4 @@ def _defect(error: Exception, path: str) -> Response:
         "The service has a defect",
         f"An unexpected error happened (incident {incident}).",
         "The service's log has the details under that number; please report them.",
-        {"X-Request-ID": request_id.get()},  # answered outside of `Observed`, which adds it to all others
     )

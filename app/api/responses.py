@@ -56,18 +56,18 @@ class TensorResponse(Response):
         self.status_code = 200
         self.background = None
         self.body = b""
-        self._parts = _gathered(parts)
+        self.parts = _gathered(parts)
         self.raw_headers = [
-            (b"content-length", b"%d" % sum(len(part) for part in self._parts)),
+            (b"content-length", b"%d" % sum(len(part) for part in self.parts)),
             (b"content-type", media_type.encode("latin-1")),
             *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
         ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for part in self._parts[:-1]:
+        for part in self.parts[:-1]:
             await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": self._parts[-1]})
+        await send({"type": "http.response.body", "body": self.parts[-1]})
 
 
 def _gathered(parts: Sequence[Piece]) -> list[Piece]:

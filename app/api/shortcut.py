@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import infer, v2_infer, v2_repository
 from app.api.exchange import BODY, PLAN
+from app.api.fast_path import FastPath
 from app.api.heads import Head, Plan
 from app.api.problems import answer_to
 from app.api.services import Services
@@ -49,17 +50,23 @@ class Shortcut:
         await response(scope, receive, send)
 
 
-def planned(wired: Services, head: Head) -> Plan | None:
-    """How such a request is answered without the router; None: it takes the router's way."""
+def planned(wired: Services, fast_path: FastPath | None, head: Head) -> Plan | None:
+    """How such a request is answered without the router; None: it takes the router's way.
+
+    Args:
+        fast_path: None: there is none.
+    """
     if head.body_bytes > wired.settings.max_body_mib << 20:
         return None
+    if b"origin" in head.headers or b"expect" in head.headers:
+        fast_path = None  # there is more to such an answer than is to the others'
     try:
-        return _infer_plan(wired, head) or _v2_plan(wired, head)
+        return _infer_plan(wired, fast_path, head) or _v2_plan(wired, fast_path, head)
     except ServiceError:
         return None  # the route has the same objection, and says so
 
 
-def _infer_plan(wired: Services, head: Head) -> Plan | None:
+def _infer_plan(wired: Services, fast_path: FastPath | None, head: Head) -> Plan | None:
     matched = _INFER.fullmatch(head.path)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers.items()}
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -73,11 +80,13 @@ def _infer_plan(wired: Services, head: Head) -> Plan | None:
     async def answered(body: memoryview) -> Response:
         return await infer.answered(wired, asked, [body])
 
-    answer = partial(_answered, answered, answer_to, "/infer/{ref}", {"ref": ref})
-    return Plan(head, 0, partial(wired.inference.has_found, ref), answer)
+    route = "/infer/{ref}"
+    answer = partial(_answered, answered, answer_to, route, {"ref": ref})
+    begin = fast_path.of(head, route, infer.Steps(asked)) if fast_path is not None else None
+    return Plan(head, 0, partial(wired.inference.has_found, ref), answer, begin)
 
 
-def _v2_plan(wired: Services, head: Head) -> Plan | None:
+def _v2_plan(wired: Services, fast_path: FastPath | None, head: Head) -> Plan | None:
     matched = _V2.fullmatch(head.path)
     if matched is None:
         return None
@@ -90,8 +99,9 @@ def _v2_plan(wired: Services, head: Head) -> Plan | None:
     async def answered(body: memoryview) -> Response:
         return await v2_infer.answered(wired, asked, body)
 
-    answer = partial(_answered, answered, _v2_answer_to, route, names)
-    return Plan(head, asked.header_bytes or 0, partial(wired.inference.has_found, asked.ref), answer)
+    answer = partial(_answered, answered, v2_infer.answer_to, route, names)
+    begin = fast_path.of(head, route, v2_infer.Steps(asked)) if fast_path is not None else None
+    return Plan(head, asked.header_bytes or 0, partial(wired.inference.has_found, asked.ref), answer, begin)
 
 
 def _plain_query(query: bytes) -> dict[str, str] | None:
@@ -115,8 +125,3 @@ async def _answered(
         return await answered(await scope[BODY]())
     except Exception as error:
         return answer_to(error, scope["path"])
-
-
-def _v2_answer_to(error: Exception, path: str) -> Response:
-    refused = v2_infer.refusal(error) if isinstance(error, ServiceError) else None
-    return refused or answer_to(error, path)

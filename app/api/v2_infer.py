@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from fastapi import Response
 from starlette.concurrency import run_in_threadpool
 
-from app.api import v2_body, v2_codec, v2_repeated
+from app.api import problems, v2_body, v2_codec, v2_repeated
 from app.api.problems import problem, status_of
 from app.api.responses import TensorResponse, add_server_timing
 from app.api.services import Services
+from app.domain.builds import EngineRecord
 from app.domain.errors import FeatureUnsupported, ServiceError, Unavailable
-from app.domain.tensors import Signature
+from app.domain.tensors import Signature, Tensors
 from app.serving.service import Answer
 
 OFF_LOOP_BYTES = 1 << 16  # JSON, and anything compressed, of more bytes than this is handled on a thread
@@ -68,6 +69,37 @@ async def answered(wired: Services, head: Asked, body: memoryview) -> Response:
     if head.is_timed:
         add_server_timing(response, answer.timings_ms, decode_ms=input_ns / 1e6, encode_ms=output_ns / 1e6)
     return response
+
+
+class Steps:
+    """For `app.api.fast_path`: what a client repeats, with binary tensors both ways."""
+
+    def __init__(self, head: Asked) -> None:
+        self.ref = head.ref
+        self._head = head
+        self._is_plain = head.coding == "identity" and head.wanted_coding is None and not head.is_timed
+
+    def form(self, body: memoryview, record: EngineRecord) -> v2_codec.InferRequest | None:
+        head = self._head
+        request = head.reader.repeated(body, head.header_bytes, record.built.signature) if self._is_plain else None
+        if request is None or request.timeout_s is not None:
+            return None
+        return request if all(wanted.is_binary and not wanted.classes for wanted in request.outputs) else None
+
+    def inputs(self, body: memoryview, form: v2_codec.InferRequest, record: EngineRecord) -> Tensors:
+        return self._head.reader.tensors(body)
+
+    def response(self, form: v2_codec.InferRequest, answer: Answer) -> Response:
+        return _response(self._head, form, answer)
+
+    def refused(self, error: Exception, path: str) -> Response:
+        return answer_to(error, path)
+
+
+def answer_to(error: Exception, path: str) -> Response:
+    """The answer to a request that failed, whatever with."""
+    refused = refusal(error) if isinstance(error, ServiceError) else None
+    return refused or problems.answer_to(error, path)
 
 
 def refusal(error: ServiceError) -> Response | None:

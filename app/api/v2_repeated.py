@@ -26,16 +26,20 @@ class Reader:
         self._request: InferRequest | None = None
         self._places: list[_Place] = []
 
+    def repeated(self, body: memoryview, header_bytes: int | None, signature: Signature) -> InferRequest | None:
+        """The request of the last header and length, without its tensors; None: this is another."""
+        is_same = self._signature is signature and self._body_bytes == len(body) and self._header == body[:header_bytes]
+        return self._request if is_same else None
+
+    def tensors(self, body: memoryview) -> Tensors:
+        """The inputs of a request that is `repeated`. Raises TensorRejected."""
+        return {place.spec.name: place.tensor(body) for place in self._places}
+
     def decoded(self, body: memoryview, header_bytes: int | None, signature: Signature) -> InferRequest:
         if not header_bytes or header_bytes > _REPEATED_BYTES_MAX:
             return decoded(body, header_bytes, signature)
-        if (
-            self._request is not None
-            and self._signature is signature
-            and self._body_bytes == len(body)
-            and self._header == body[:header_bytes]
-        ):
-            return _with(self._request, {place.spec.name: place.tensor(body) for place in self._places})
+        if repeated := self.repeated(body, header_bytes, signature):
+            return _with(repeated, self.tensors(body))
         request = decoded(body, header_bytes, signature)
         places = _places(request, body, signature)
         if places is not None:

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from app.backends.base import Context, NotByRow
 from app.domain.errors import ExecutionFailed, QueueFull, ServiceError, ShuttingDown
@@ -30,10 +31,24 @@ class Run:
     is_first: bool = True  # of the requests that the run answered: they are as many as runs
 
 
-class _Request:
+class Answered(Protocol):
+    """Who waits for a run. An asyncio.Future is one; what is called here runs on the event loop and raises nothing."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
+
+    def set_result(self, run: Run, /) -> None: ...
+
+    def set_exception(self, error: ServiceError, /) -> None: ...
+
+
+class Request:
+    """What waits for its turn."""
+
     __slots__ = ("alone", "answer", "rows", "shapes", "submitted_s", "tensors")
 
-    def __init__(self, tensors: Tensors, rows: int, answer: asyncio.Future[Run]) -> None:
+    def __init__(self, tensors: Tensors, rows: int, answer: Answered) -> None:
         self.tensors = tensors
         self.rows = rows
         self.shapes = _shapes(tensors)  # requests of equal shapes may be joined
@@ -75,7 +90,7 @@ class MicroBatcher:
         self._pace = pace
         self._rows_max = rows_max
         self._queue_rows_max = queue_rows_max
-        self._queue: deque[_Request] = deque()
+        self._queue: deque[Request] = deque()
         self._running = 0
         self._rest: asyncio.Future[None] | None = None  # somebody waits for nothing to run
         self._is_woken = False
@@ -93,16 +108,31 @@ class MicroBatcher:
             ExecutionFailed: the engine failed on this request, not merely on a neighbour.
             ShuttingDown: the engine was closed before the request's turn.
         """
+        answer: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        request = self.enqueue(tensors, rows, answer)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self.forget(request)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # it came in the turn of the cancellation; nobody else will look at it
+            raise
+
+    def enqueue(self, tensors: Tensors, rows: int, answer: Answered) -> Request:
+        """As `submit`, for one who is called when the answer is there; QueueFull and ShuttingDown are raised at once
+        where they are known at once."""
         self._refuse_if_closed_or_full(rows)
-        request = _Request(tensors, rows, asyncio.get_running_loop().create_future())
+        request = Request(tensors, rows, answer)
         self._queue.append(request)
         self.waiting_rows += rows
         self._wake()
-        try:
-            return await request.answer
-        except asyncio.CancelledError:
-            self._forget(request)
-            raise
+        return request
+
+    def forget(self, request: Request) -> None:
+        """Its client has gone: if it still waits, it is not run."""
+        if request in self._queue:
+            self._queue.remove(request)
+            self.waiting_rows -= request.rows
 
     async def close(self) -> None:
         """Refuse what waits, and wait for what runs."""
@@ -149,7 +179,7 @@ class MicroBatcher:
     def _stays_on_loop(self, rows: int) -> bool:
         return self._pace is not None and self._pace.seconds(rows) <= ON_LOOP_S
 
-    def _taken(self, stays_on_loop: bool) -> list[_Request]:
+    def _taken(self, stays_on_loop: bool) -> list[Request]:
         """The head of the queue, and what follows it as long as it can be joined; nobody is overtaken."""
         batch = [self._queue.popleft()]
         rows = batch[0].rows
@@ -166,7 +196,7 @@ class MicroBatcher:
         return batch
 
     def _finish(
-        self, context: ContextThread, batch: list[_Request], ran: _Ran | None, error: BaseException | None
+        self, context: ContextThread, batch: list[Request], ran: _Ran | None, error: BaseException | None
     ) -> None:
         self._running -= 1
         if context is self._lent_wide:
@@ -185,7 +215,7 @@ class MicroBatcher:
         if self._rest is not None and not self._running and not self._rest.done():
             self._rest.set_result(None)
 
-    def _deliver(self, batch: list[_Request], ran: _Ran) -> None:
+    def _deliver(self, batch: list[Request], ran: _Ran) -> None:
         batch_rows = sum(request.rows for request in batch)
         took_s = ran.ended_s - ran.started_s
         if self._pace is not None:
@@ -200,7 +230,7 @@ class MicroBatcher:
             request.answer.set_result(Run(outputs, queue_ms, took_s * 1e3, batch_rows, is_first))
             is_first = False
 
-    def _retry_alone(self, batch: list[_Request], error: BaseException | None) -> None:
+    def _retry_alone(self, batch: list[Request], error: BaseException | None) -> None:
         """Put a failed joint run's requests back at the head, each to run by itself: one may have spoilt it."""
         if isinstance(error, NotByRow) and self._rows_max > 1:
             log.error("an engine does not answer row by row; its requests are joined no more: %s", error)
@@ -217,13 +247,6 @@ class MicroBatcher:
         while self._queue:
             _fail(self._queue.popleft(), _closing())
         self.waiting_rows = 0
-
-    def _forget(self, request: _Request) -> None:
-        if request in self._queue:
-            self._queue.remove(request)
-            self.waiting_rows -= request.rows
-        elif not request.answer.cancelled():
-            request.answer.exception()  # it came in the turn of the cancellation; nobody else will look at it
 
 
 def rows_limit(signature: Signature) -> int:
@@ -260,7 +283,7 @@ def _shapes(tensors: Tensors) -> Hashable:
     return tuple((name, tensors[name].dtype, tensors[name].shape[1:]) for name in sorted(tensors))
 
 
-def _fail(request: _Request, error: ServiceError) -> None:
+def _fail(request: Request, error: ServiceError) -> None:
     if not request.answer.done():
         request.answer.set_exception(error)
 

@@ -35,14 +35,22 @@ class Lookups:
 
     async def find(self, ref: str) -> EngineRecord:
         """The engine of that name, as it was at most `found_for_s` ago. Raises what `find` raises."""
-        found = self._found.get(ref)
-        age_s = self._clock() - found[1] if found else 0.0
-        if found and age_s < self._found_for_s:
-            if age_s > self._found_for_s / 2 and ref not in self._looking:
-                self._look_up(ref)  # so that a busy engine's requests never wait for it
-            return found[0]
+        if known := self.known(ref):
+            return known
         # Shielded: the others that wait for the same look-up are not harmed when this one is cancelled.
         return await asyncio.shield(self._looking.get(ref) or self._look_up(ref))
+
+    def known(self, ref: str) -> EngineRecord | None:
+        """The engine if it was found so lately that nothing has to be waited for."""
+        found = self._found.get(ref)
+        if found is None:
+            return None
+        age_s = self._clock() - found[1]
+        if age_s >= self._found_for_s:
+            return None
+        if age_s > self._found_for_s / 2 and ref not in self._looking:
+            self._look_up(ref)  # so that a busy engine's requests never wait for it
+        return found[0]
 
     def has(self, ref: str) -> bool:
         """Whether it was found since it was last forgotten."""

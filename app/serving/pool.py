@@ -96,10 +96,26 @@ class EnginePool:
             # Shielded: the load goes on for the others when this one is cancelled.
             yield await asyncio.shield(seat.loading) if seat.warm is None else seat.warm
         finally:
-            seat.leases -= 1
-            seat.touch(self._clock())
-            if seat.leases == 0:
-                self._tell_change()
+            self.give_back(seat)
+
+    def is_warm(self, record: EngineRecord) -> bool:
+        """Whether a lease would wait for nothing."""
+        seat = self._seats.get(record.blob)
+        return seat is not None and seat.warm is not None and not self._is_closed
+
+    def taken(self, record: EngineRecord) -> Seat:
+        """A lease on an engine that `is_warm`, until `give_back`."""
+        seat = self._seats[record.blob]
+        seat.refs.add(record.ref)
+        seat.leases += 1
+        return seat
+
+    def give_back(self, seat: Seat) -> None:
+        """End a lease."""
+        seat.leases -= 1
+        seat.touch(self._clock())
+        if seat.leases == 0:
+            self._tell_change()
 
     async def load(
         self, record: EngineRecord, *, pin: bool | None = None, keep_alive_s: float | None = None

@@ -28,6 +28,7 @@ from app.domain.tensors import ANY, Shape, Signature, Tensor, Tensors, check_inp
 from app.room import Room
 from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
 from app.serving.batcher import Run, rows_limit
+from app.serving.direct import DirectRun, Told
 from app.serving.lookups import Lookups
 from app.serving.pool import EnginePool
 from app.serving.pool_events import PoolEvents
@@ -82,6 +83,30 @@ class InferenceService:
     def has_found(self, ref: str) -> bool:
         """Whether the engine has been asked for since it was last published or changed."""
         return self._lookups.has(ref)
+
+    def known(self, ref: str) -> EngineRecord | None:
+        """The engine if it can be told without waiting; None: `find` may have to look."""
+        return None if self._is_closed else self._lookups.known(ref)
+
+    def is_warm(self, record: EngineRecord) -> bool:
+        """Whether there is nothing to wait for but a turn of the engine."""
+        return self._pool.is_warm(record)
+
+    def begin(self, record: EngineRecord, inputs: Mapping[str, Tensor], told: Told) -> DirectRun:
+        """As `infer` with an engine that is warm, for one who is called when the answer is there.
+
+        Args:
+            told: called once, unless the run is withdrawn before; not before this returns.
+
+        Raises:
+            TensorRejected, or what `MicroBatcher.enqueue` raises.
+        """
+        started_s = time.perf_counter()
+        checked = self._checked(inputs, record)
+        self._withdrawn.discard(record.ref)
+        run = DirectRun(self._pool, self.statistics, record, started_s, told)
+        run.enqueue(checked)
+        return run
 
     async def infer(self, ref: str, inputs: Mapping[str, Tensor], *, timeout_s: float | None = None) -> Answer:
         """Run an engine on tensors.

@@ -11,7 +11,7 @@ from functools import partial
 from app.backends.base import Context, LoadedEngine
 from app.domain.errors import ServiceError
 from app.domain.tensors import Signature, Tensors, warm_up_inputs
-from app.serving.batcher import MicroBatcher, Run, rows_limit
+from app.serving.batcher import Answered, MicroBatcher, Request, Run, rows_limit
 from app.serving.contexts import ContextThread
 from app.serving.tuning import BUDGET_S, GAIN, ON_LOOP_S, Tuning, fastest, measured
 
@@ -74,6 +74,14 @@ class WarmEngine:
     async def run(self, tensors: Tensors) -> Run:
         """Answer one request; see `MicroBatcher.submit`."""
         return await self._batcher.submit(tensors, rows_in(tensors, self.signature))
+
+    def enqueue(self, tensors: Tensors, answer: Answered) -> Request:
+        """Answer one request by calls; see `MicroBatcher.enqueue`."""
+        return self._batcher.enqueue(tensors, rows_in(tensors, self.signature), answer)
+
+    def forget(self, request: Request) -> None:
+        """The client of a request that was enqueued has gone."""
+        self._batcher.forget(request)
 
     async def close(self) -> None:
         """Wait for what runs, refuse what waits, close the contexts, then the engine."""
