@@ -23,6 +23,7 @@ from app.api.shortcut import planned
 from app.connections import limits_of
 from app.dashboard import pages
 from app.domain.errors import StartRefused
+from app.replicas.team import Team, forked
 from app.settings import Settings
 from app.supervisor import Supervisor
 from app.tls import certificate_files
@@ -43,11 +44,13 @@ class Server(uvicorn.Server):
     A stop ends event streams and long polls first, which would hold it up otherwise.
     """
 
-    def __init__(self, config: uvicorn.Config, grpc: GrpcServer | None) -> None:
+    def __init__(self, config: uvicorn.Config, team: Team, grpc: GrpcServer | None) -> None:
         super().__init__(config)
+        self._team = team
         self._grpc = grpc
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._team.start(self.config.http)  # type: ignore[arg-type]  # a Front
         if self._grpc is None:
             await super().startup(sockets)
             return
@@ -61,6 +64,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._grpc is not None:
             await self._grpc.stop(GRACE_S)  # first: the other's end closes the engines
+        await self._team.stop()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -76,6 +80,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
     certificate = certificate_files(settings)
     listener = bound(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
+    replicas = forked(settings, listener)
     supervisor = Supervisor(["--data-dir", str(settings.root)]) if with_worker else None
     with wiring.connected_services(settings) as services:
         grpc = _grpc_server(services, host)
@@ -83,13 +88,14 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
         pages.install(app)
         # A request that is to be written to the log has all the middlewares see it.
         fast_path = None if settings.log_requests else FastPath(services.inference, services.door, app.state.requests)
+        team = Team(replicas, services.inference, app.state.requests)
         config = uvicorn.Config(
             app,
             log_config=logs.config(settings.log_level, settings.log_format),
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
-            http=Front(partial(planned, services, fast_path), limits_of(settings)),  # type: ignore[arg-type]  # a factory
+            http=Front(partial(planned, services, fast_path), limits_of(settings), team),  # type: ignore[arg-type]  # a factory
             headers=headers.ALWAYS,
             proxy_headers=bool(settings.trusted_proxies),  # else a client could claim any address
             forwarded_allow_ips=settings.trusted_proxies or None,
@@ -104,7 +110,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         try:
-            Server(config, grpc).run(sockets=[listener])
+            Server(config, team, grpc).run(sockets=[listener])
         finally:
             if supervisor is not None:
                 supervisor.stop()

@@ -142,6 +142,13 @@ class Settings(BaseSettings):
     contexts: int = Field(
         0, ge=0, le=64, description="Contexts (parallel runs) of each warm engine; 0: what its backend is best with."
     )
+    replicas: int | None = Field(
+        None,
+        ge=0,
+        le=64,
+        description="Processes that answer busy connections with copies of small engines; empty: one less than"
+        " processors, 3 at most, and none where TensorRT is installed.",
+    )
     pinned: str = Field(
         "", description="Engines that are loaded at the start and stay: name or name:version, separated by commas."
     )

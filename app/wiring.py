@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +17,7 @@ from pathlib import Path
 from app import __version__
 from app.access import policy
 from app.access.audit import AuditLog
+from app.access.door import Door
 from app.access.keyring import KeyRing
 from app.api.services import Services
 from app.backends import registry
@@ -84,7 +87,8 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     )
     keys = KeyRing(KeyStore(database))
     keys.start()
-    inference = InferenceService(catalogue.engine, pool)
+    watch = RevisionWatch(database)
+    inference = InferenceService(catalogue.engine, pool, changes=watch.count)
     file = WarmFile(settings.warm_file) if settings.restore_warm else None
     try:
         yield Services(
@@ -115,6 +119,40 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     finally:
         keys.close()
         inspections.close()
+        watch.close()
+        database.close()
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What a replica works with."""
+
+    settings: Settings
+    inference: InferenceService
+    door: Door
+
+
+@contextmanager
+def connected_copies(settings: Settings) -> Iterator[Copies]:
+    """The same engines in another process of the service, loaded and given up as that one says."""
+    database = Database(settings.database)
+    catalogue = Catalogue(database)
+    pool = EnginePool(
+        load=EngineLoader(artefacts(settings), catalogue, None),
+        budget_bytes=sys.maxsize,
+        keep_alive_s=0,
+        contexts=settings.contexts,
+        queue_rows_max=settings.queue_rows_max,
+    )
+    keys = KeyRing(KeyStore(database))
+    keys.start()
+    watch = RevisionWatch(database)
+    try:
+        inference = InferenceService(catalogue.engine, pool, changes=watch.count)
+        yield Copies(settings, inference, policy.door(settings, keys))
+    finally:
+        keys.close()
+        watch.close()
         database.close()
 
 

@@ -46,13 +46,13 @@ def constant(name: str, array: NDArray[np.generic]) -> TensorProto:
 # --- row by row: axis 0 is a batch axis --------------------------------------------------------------------------
 
 
-def doubled(features: int = 4) -> onnx.ModelProto:
-    """y = 2 x, of shape (rows, features)."""
+def doubled(features: int = 4, factor: float = 2) -> onnx.ModelProto:
+    """y = 2 x, of shape (rows, features); or another factor."""
     return network(
         [helper.make_node("Mul", ["x", "two"], ["y"])],
         [value("x", ["rows", features])],
         [value("y", ["rows", features])],
-        [constant("two", np.float32(2))],
+        [constant("two", np.float32(factor))],
     )
 
 

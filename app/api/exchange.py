@@ -35,7 +35,8 @@ class Exchange:
         self._missing_bytes = plan.head.body_bytes  # not yet received
         self._is_skipping = False  # the answer is written, the rest of the body is thrown away
         self._task: asyncio.Task[None] | None = None
-        self._withdraw: Callable[[], None] | None = None  # of a request on the fast path
+        self._withdraw: Callable[[], None] | None = None  # of a request on the fast path; holds this one in turn
+        self.was_fast = False  # the fast path has answered
         self._asked: asyncio.Future[None] | None = None  # done when the body is complete
         self._writable: asyncio.Future[None] | None = None
         self._is_gone = False
@@ -93,6 +94,23 @@ class Exchange:
     def waits_for_client(self) -> bool:
         return self.room is not None
 
+    @property
+    def ref(self) -> str:
+        """The engine, as the client wrote it."""
+        return self._plan.ref
+
+    @property
+    def received(self) -> bytes:
+        """Head and body, as far as they have come; for a body that is not large."""
+        assert self._body is not None
+        return self._plan.head.raw + bytes(self._body[: len(self._body) - self._missing_bytes])
+
+    def try_again(self) -> bool:
+        """Whether the fast path takes the request this time."""
+        assert self._plan.begin is not None and self._body is not None
+        self._withdraw = self._plan.begin(self._body.toreadonly(), self._connection.client_address, self._reply)
+        return self._withdraw is not None
+
     # --- what the application uses ---------------------------------------------------------------------------------
 
     async def body(self) -> memoryview:
@@ -145,16 +163,17 @@ class Exchange:
             self._connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def _run(self) -> None:
-        if self._plan.begin is not None and self._body is not None and not self._missing_bytes:
-            self._withdraw = self._plan.begin(self._body.toreadonly(), self._connection.client_address, self._reply)
-            if self._withdraw is not None:
-                return
-        self._task = task = self._connection.loop.create_task(self._served())
-        self._connection.state.tasks.add(task)
-        task.add_done_callback(self._connection.state.tasks.discard)
+        is_there = self._body is not None and not self._missing_bytes
+        if is_there and self._plan.begin is not None and self.try_again():
+            return
+        if not self._connection.takes_long_way(self):
+            self._task = task = self._connection.loop.create_task(self._served())
+            self._connection.state.tasks.add(task)
+            task.add_done_callback(self._connection.state.tasks.discard)
 
     def _reply(self, status: int, headers: list[tuple[bytes, bytes]], parts: Sequence[bytes | memoryview]) -> None:
         """The whole answer of a request on the fast path."""
+        self._withdraw, self.was_fast = None, True
         if not self._is_gone:
             self._connection.transport.writelines([self._head(status, headers), *parts])
             self._finish()

@@ -41,6 +41,10 @@ class Steps(Protocol):
         """What `inputs` and `response` want to know of this request; None: it takes the long way."""
         ...
 
+    def learn(self, body: memoryview, record: EngineRecord) -> None:
+        """Read what `form` knows once it has been read; the long way does so as well."""
+        ...
+
     def inputs(self, body: memoryview, form: Any, record: EngineRecord) -> Tensors: ...
 
     def response(self, form: Any, answer: Answer) -> Response: ...
@@ -51,10 +55,16 @@ class Steps(Protocol):
 class FastPath:
     """Begins requests; used on the event loop only."""
 
-    def __init__(self, inference: InferenceService, door: Door, counts: RequestCounts) -> None:
+    def __init__(self, inference: InferenceService, door: Door, counts: RequestCounts, *, refuses: bool = True) -> None:
+        """
+        Args:
+            refuses: answers whom the door does not let in; False: such requests, and those whose number is limited,
+                take the long way, to where all of them are known.
+        """
         self.inference = inference
-        self.door = door
         self.counts = counts
+        self.refuses = refuses
+        self._door = door
 
     def of(self, head: Head, route: str, steps: Steps) -> Begin:
         """How requests with this head begin.
@@ -64,16 +74,32 @@ class FastPath:
         """
         return partial(self._begun, head, route, steps)
 
+    def admitted(self, head: Head, client: str) -> bool:
+        """Let the request in; False: it takes the long way. Raises what `Door.authorised` raises, and BodyTooLarge."""
+        try:
+            visitor = self._door.authorised("POST", head.path, head.lines, client)
+            if visitor.max_body_bytes is not None and head.body_bytes > visitor.max_body_bytes:
+                raise body_too_large(visitor.max_body_bytes)
+        except ServiceError:
+            if self.refuses:
+                raise
+            return False
+        return self.refuses or not visitor.requests_per_s
+
     def _begun(
         self, head: Head, route: str, steps: Steps, body: memoryview, client: str, reply: Reply
     ) -> Callable[[], None] | None:
         record = self.inference.known(steps.ref)
-        form = steps.form(body, record) if record is not None else None
-        if record is None or form is None or not self.inference.is_warm(record):
+        if record is None or not self.inference.is_warm(record):
+            return None
+        form = steps.form(body, record)
+        if form is None and not self.refuses:
+            steps.learn(body, record)
+            form = steps.form(body, record)
+        if form is None:
             return None
         pending = _Pending(self, head, route, steps, form, reply)
-        pending.begin(body, record, client)
-        return pending.withdraw
+        return pending.withdraw if pending.begin(body, record, client) else None
 
 
 class _Pending:
@@ -97,30 +123,29 @@ class _Pending:
         self._input_ns = 0
         self._is_over = False
 
-    def begin(self, body: memoryview, record: EngineRecord, client: str) -> None:
+    def begin(self, body: memoryview, record: EngineRecord, client: str) -> bool:
+        """Whether it will be answered; if not, nothing has happened."""
         try:
-            self._admit(len(body), client)
+            if not self._path.admitted(self._head, client):
+                return False
         except ServiceError as error:
             self._refuse_soon(partial(problem_of, error))
-            return
+            return True
         try:
             inputs = self._steps.inputs(body, self._form, record)
             self._input_ns = time.perf_counter_ns() - self._started_ns
             self._run = self._path.inference.begin(record, inputs, self._told)
         except Exception as error:
             self._refuse_soon(partial(self._steps.refused, error, self._head.path))
+        return True
 
     def withdraw(self) -> None:
         """The client has gone."""
         if not self._is_over:
+            run = self._run
             self._end(CLIENT_CLOSED)
-            if self._run is not None:
-                self._run.withdraw()
-
-    def _admit(self, body_bytes: int, client: str) -> None:
-        visitor = self._path.door.authorised("POST", self._head.path, self._head.lines, client)
-        if visitor.max_body_bytes is not None and body_bytes > visitor.max_body_bytes:
-            raise body_too_large(visitor.max_body_bytes)
+            if run is not None:
+                run.withdraw()
 
     def _told(self, answer: Answer | None, error: ServiceError | None) -> None:
         try:
@@ -159,4 +184,5 @@ class _Pending:
 
     def _end(self, status: int) -> None:
         self._is_over = True
+        self._run = None  # which holds this one
         self._path.counts.add(self._route, "POST", status, (time.perf_counter_ns() - self._started_ns) / 1e9)

@@ -24,6 +24,7 @@ _FOREIGN = (
 class Head:
     """A request's first part, as far as it is of a kind that can be taken."""
 
+    raw: bytes  # as it came
     path: str
     query: bytes
     headers: dict[bytes, bytes]  # by name in lower case; none of them came twice
@@ -42,6 +43,7 @@ class Plan:
     """How every request with a certain head is answered."""
 
     head: Head
+    ref: str  # the engine, as the client writes it
     offset: int  # the body's byte from which on its address is to be aligned
     is_known: Callable[[], bool]  # the engine has been seen: what else there is to say is the router's business
     answer: Callable[[Scope], Awaitable[Response]]  # of `app.api.shortcut`; errors are answers too
@@ -102,7 +104,7 @@ def parsed(data: bytes) -> Head | None:
     ):
         return None
     return Head(
-        url.path.decode("ascii"), url.query or b"", headers, reader.lines, int(length), parser.should_keep_alive()
+        data, url.path.decode("ascii"), url.query or b"", headers, reader.lines, int(length), parser.should_keep_alive()
     )
 
 

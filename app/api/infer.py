@@ -17,7 +17,7 @@ from app.api import openapi, tensors
 from app.api.multipart import Sink, body_too_large, media_type, read_multipart
 from app.api.problems import answer_to
 from app.api.responses import TensorResponse, add_server_timing, json_response, raw
-from app.api.services import Services, Wired
+from app.api.services import Inferring, Wired
 from app.api.v2_body import read_aligned
 from app.domain.builds import EngineRecord
 from app.domain.errors import InvalidRequest, MediaTypeUnsupported
@@ -89,7 +89,7 @@ def asked(
     return Asked(ref, kind, headers.get("accept", ""), top, outputs, shape, timeout_s, "x-server-timing" in headers)
 
 
-async def answered(wired: Services, head: Asked, bodies: list[memoryview]) -> Response:
+async def answered(wired: Inferring, head: Asked, bodies: list[memoryview]) -> Response:
     """Run the engine on one body, or on several images, and write its answer."""
     arrived_ns = time.perf_counter_ns()
     input_ns = 0
@@ -120,6 +120,9 @@ class Steps:
 
     def form(self, body: memoryview, record: EngineRecord) -> bool | None:
         return self._is_taken or None
+
+    def learn(self, body: memoryview, record: EngineRecord) -> None:
+        pass  # the head says it all
 
     def inputs(self, body: memoryview, form: bool, record: EngineRecord) -> Tensors:
         return _bare(self._head, body, record.built.signature)

@@ -70,6 +70,9 @@ def _of_requests(requests: RequestCounts) -> Iterator[Metric]:
     yield _counter("jetforge_http_requests", "Answered requests.", ["route", "method", "status"], answered)
     taken = [((route,), spread) for route, spread in list(requests.seconds.items())]
     yield _histogram("jetforge_http_request_seconds", "From a request to the end of its answer.", ["route"], taken)
+    yield _gauge("jetforge_replicas", "Processes that answer beside this one.", [], [((), requests.replicas)])
+    connections = [((), requests.replica_connections)]
+    yield _gauge("jetforge_replica_connections", "Connections that they have.", [], connections)
 
 
 def _of_inference(inference: Sequence[tuple[str, Totals]], states: Sequence[WarmState]) -> Iterator[Metric]:

@@ -28,6 +28,8 @@ class RequestCounts:
     def __init__(self) -> None:
         self.answered: dict[tuple[str, str, int], int] = {}  # by route template, method and status
         self.seconds: dict[str, Distribution] = {}  # by route template
+        self.replicas = 0  # processes that answer beside this one
+        self.replica_connections = 0
 
     def add(self, route: str, method: str, status: int, seconds: float) -> None:
         key = (route, method if method in _METHODS else "OTHER", status)
@@ -36,6 +38,20 @@ class RequestCounts:
         if taken is None:
             taken = self.seconds[route] = Distribution()
         taken.add(seconds)
+
+    def taken(self) -> RequestCounts:
+        """Everything counted since the last time; it is counted anew from here on."""
+        taken = RequestCounts()
+        taken.answered, self.answered = self.answered, {}
+        taken.seconds, self.seconds = self.seconds, {}
+        return taken
+
+    def merge(self, other: RequestCounts) -> None:
+        """Count what another process has answered."""
+        for key, count in other.answered.items():
+            self.answered[key] = self.answered.get(key, 0) + count
+        for route, seconds in other.seconds.items():
+            self.seconds.setdefault(route, Distribution()).merge(seconds)
 
 
 class Observed:

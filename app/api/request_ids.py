@@ -12,6 +12,12 @@ _START = secrets.token_hex(4)  # another in every process
 _next = count(1).__next__
 
 
+def restart() -> None:
+    """For a process that was forked from one that makes ids as well."""
+    global _START
+    _START = secrets.token_hex(4)
+
+
 def request_id(sent: bytes | None) -> str:
     """The id that a request goes by in its answer, in problems and in the log.
 

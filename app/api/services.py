@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Protocol, cast
 
 from fastapi import Depends, Request
 
@@ -24,6 +24,16 @@ from app.storage.jobs import JobQueue
 from app.storage.similar import BuildHistory
 from app.storage.watch import RevisionWatch
 from app.storage.webhooks import Webhooks
+
+
+class Inferring(Protocol):
+    """What inference alone works with."""
+
+    @property
+    def settings(self) -> Settings: ...
+
+    @property
+    def inference(self) -> InferenceService: ...
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from app.api.exchange import BODY, PLAN
 from app.api.fast_path import FastPath
 from app.api.heads import Head, Plan
 from app.api.problems import answer_to
-from app.api.services import Services
+from app.api.services import Inferring
 from app.domain.errors import ServiceError
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Shortcut:
         await response(scope, receive, send)
 
 
-def planned(wired: Services, fast_path: FastPath | None, head: Head) -> Plan | None:
+def planned(wired: Inferring, fast_path: FastPath | None, head: Head) -> Plan | None:
     """How such a request is answered without the router; None: it takes the router's way.
 
     Args:
@@ -66,7 +66,7 @@ def planned(wired: Services, fast_path: FastPath | None, head: Head) -> Plan | N
         return None  # the route has the same objection, and says so
 
 
-def _infer_plan(wired: Services, fast_path: FastPath | None, head: Head) -> Plan | None:
+def _infer_plan(wired: Inferring, fast_path: FastPath | None, head: Head) -> Plan | None:
     matched = _INFER.fullmatch(head.path)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in head.headers.items()}
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -83,10 +83,10 @@ def _infer_plan(wired: Services, fast_path: FastPath | None, head: Head) -> Plan
     route = "/infer/{ref}"
     answer = partial(_answered, answered, answer_to, route, {"ref": ref})
     begin = fast_path.of(head, route, infer.Steps(asked)) if fast_path is not None else None
-    return Plan(head, 0, partial(wired.inference.has_found, ref), answer, begin)
+    return Plan(head, ref, 0, partial(wired.inference.has_found, ref), answer, begin)
 
 
-def _v2_plan(wired: Services, fast_path: FastPath | None, head: Head) -> Plan | None:
+def _v2_plan(wired: Inferring, fast_path: FastPath | None, head: Head) -> Plan | None:
     matched = _V2.fullmatch(head.path)
     if matched is None:
         return None
@@ -101,7 +101,7 @@ def _v2_plan(wired: Services, fast_path: FastPath | None, head: Head) -> Plan | 
 
     answer = partial(_answered, answered, v2_infer.answer_to, route, names)
     begin = fast_path.of(head, route, v2_infer.Steps(asked)) if fast_path is not None else None
-    return Plan(head, asked.header_bytes or 0, partial(wired.inference.has_found, asked.ref), answer, begin)
+    return Plan(head, asked.ref, asked.header_bytes or 0, partial(wired.inference.has_found, asked.ref), answer, begin)
 
 
 def _plain_query(query: bytes) -> dict[str, str] | None:

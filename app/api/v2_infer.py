@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fastapi import Response
@@ -12,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import problems, v2_body, v2_codec, v2_repeated
 from app.api.problems import problem, status_of
 from app.api.responses import TensorResponse, add_server_timing
-from app.api.services import Services
+from app.api.services import Inferring
 from app.domain.builds import EngineRecord
 from app.domain.errors import FeatureUnsupported, ServiceError, Unavailable
 from app.domain.tensors import Signature, Tensors
@@ -51,7 +52,7 @@ def asked(ref: str, headers: Mapping[str, str]) -> Asked:
     )
 
 
-async def answered(wired: Services, head: Asked, body: memoryview) -> Response:
+async def answered(wired: Inferring, head: Asked, body: memoryview) -> Response:
     """Run the engine and write its answer."""
     arrived_ns = time.perf_counter_ns()
     record = await wired.inference.find(head.ref)
@@ -85,6 +86,10 @@ class Steps:
         if request is None or request.timeout_s is not None:
             return None
         return request if all(wanted.is_binary and not wanted.classes for wanted in request.outputs) else None
+
+    def learn(self, body: memoryview, record: EngineRecord) -> None:
+        with suppress(ServiceError):  # the long way says what is wrong
+            self._head.reader.decoded(body, self._head.header_bytes, record.built.signature)
 
     def inputs(self, body: memoryview, form: v2_codec.InferRequest, record: EngineRecord) -> Tensors:
         return self._head.reader.tensors(body)

@@ -176,6 +176,11 @@ class MicroBatcher:
             return context
         return self._idle.pop() if self._idle else None
 
+    @property
+    def is_short(self) -> bool:
+        """Whether runs of one row stay on the event loop."""
+        return self._stays_on_loop(1)
+
     def _stays_on_loop(self, rows: int) -> bool:
         return self._pace is not None and self._pace.seconds(rows) <= ON_LOOP_S
 

@@ -31,6 +31,11 @@ class Distribution:
         self._counts[bisect_left(self._bounds, value)] += 1
         self.total += value
 
+    def merge(self, other: Distribution) -> None:
+        """Count the values of another one with the same bounds as well."""
+        self._counts = [mine + theirs for mine, theirs in zip(self._counts, other._counts, strict=True)]
+        self.total += other.total
+
     @property
     def count(self) -> int:
         return sum(self._counts)

@@ -5,8 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 from app.domain.builds import EngineRecord, parsed_ref
+
+
+@dataclass
+class _Found:
+    record: EngineRecord
+    at_s: float  # when it was true
+    changes: int | None  # the count before it was read
 
 
 class Lookups:
@@ -19,18 +27,21 @@ class Lookups:
         *,
         clock: Callable[[], float],
         found_for_s: float,
+        changes: Callable[[], int | None],
     ) -> None:
         """
         Args:
             find: the record of a name and version (None = the newest); may block.
             workers: where it runs.
             found_for_s: how long a found record is taken for true.
+            changes: a count that grows with every change of what `find` reads, told at once; None: it cannot be told.
         """
         self._find = find
         self._workers = workers
         self._clock = clock
         self._found_for_s = found_for_s
-        self._found: dict[str, tuple[EngineRecord, float]] = {}  # by reference, with its time
+        self._changes = changes
+        self._found: dict[str, _Found] = {}  # by reference
         self._looking: dict[str, asyncio.Task[EngineRecord]] = {}  # look-ups under way, by reference
 
     async def find(self, ref: str) -> EngineRecord:
@@ -45,12 +56,16 @@ class Lookups:
         found = self._found.get(ref)
         if found is None:
             return None
-        age_s = self._clock() - found[1]
+        now_s = self._clock()
+        age_s = now_s - found.at_s
+        if age_s > self._found_for_s / 2 and found.changes is not None and found.changes == self._changes():
+            found.at_s = now_s  # as true as it was
+            return found.record
         if age_s >= self._found_for_s:
             return None
         if age_s > self._found_for_s / 2 and ref not in self._looking:
             self._look_up(ref)  # so that a busy engine's requests never wait for it
-        return found[0]
+        return found.record
 
     def has(self, ref: str) -> bool:
         """Whether it was found since it was last forgotten."""
@@ -70,7 +85,7 @@ class Lookups:
         return task
 
     async def _looked_up(self, ref: str) -> EngineRecord:
-        asked_s = self._clock()
+        asked_s, changes = self._clock(), self._changes()
         me = asyncio.current_task()
         try:
             record = await asyncio.get_running_loop().run_in_executor(self._workers, self._find, *parsed_ref(ref))
@@ -80,7 +95,7 @@ class Lookups:
             raise
         else:
             if self._looking.get(ref) is me:  # else it was forgotten meanwhile
-                self._found[ref] = (record, asked_s)
+                self._found[ref] = _Found(record, asked_s, changes)
             return record
         finally:
             if self._looking.get(ref) is me:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -64,6 +64,7 @@ class EnginePool:
         """
         self.budget_bytes = budget_bytes
         self.events = PoolEvents()
+        self.give_up_copies: Callable[[Digest], Awaitable[None]] | None = None  # of an engine, in other processes
         self._load_file = load
         self.keep_alive_s = keep_alive_s
         self._contexts = contexts
@@ -109,6 +110,30 @@ class EnginePool:
         seat.refs.add(record.ref)
         seat.leases += 1
         return seat
+
+    def short(self, record: EngineRecord) -> Seat | None:
+        """The engine's seat if it is warm, and its runs are so short that they stay on the event loop."""
+        seat = self._seats.get(record.blob)
+        return seat if seat is not None and seat.warm is not None and seat.warm.is_short else None
+
+    def has_room_for(self, needed_bytes: int) -> bool:
+        """Whether so much fits into the budget as it is."""
+        return self.used_bytes + needed_bytes <= self.budget_bytes
+
+    def used_elsewhere(self, blob: Digest, requests: int, rows: int, runs: int) -> None:
+        """A copy in another process has answered so much."""
+        seat = self._seats.get(blob)
+        if seat is not None and seat.warm is not None:
+            seat.warm.count(requests, rows, runs)
+            seat.touch(self._clock())
+
+    def copied(self, blob: Digest, more_bytes: int) -> bool:
+        """Another process has a copy that takes so much memory, or has one no more; False: nobody wants it."""
+        seat = self._seats.get(blob)
+        seats = [seat] if seat is not None else [leaving for leaving in self._leaving if leaving.record.blob == blob]
+        for holder in seats:
+            holder.copies_bytes = max(0, holder.copies_bytes + more_bytes)
+        return seat is not None
 
     def give_back(self, seat: Seat) -> None:
         """End a lease."""
@@ -192,7 +217,8 @@ class EnginePool:
     @property
     def used_bytes(self) -> int:
         """Memory of all engines that are loaded."""
-        return sum(seat.warm.device_bytes for seat in (*self._seats.values(), *self._leaving) if seat.warm)
+        every = (*self._seats.values(), *self._leaving)
+        return sum(seat.warm.device_bytes + seat.copies_bytes for seat in every if seat.warm)
 
     async def close(self) -> None:
         """Refuse new leases and what waits, let what runs end, and close every engine."""
@@ -308,6 +334,8 @@ class EnginePool:
         await asyncio.wait({seat.loading})
         while seat.leases and not self._is_closed:
             await self._changed(None)
+        if seat.copies_bytes and self.give_up_copies is not None:
+            await self.give_up_copies(seat.record.blob)
         if seat.warm:
             await seat.warm.close()
         self._leaving.discard(seat)

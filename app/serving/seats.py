@@ -55,6 +55,7 @@ class Seat:
     left: asyncio.Task[None] | None = None  # ends when its memory is free; None while it is in use
     leases: int = 0
     is_pinned: bool = False
+    copies_bytes: int = 0  # of memory, in other processes
     load_s: float = 0
     loaded_s: float = 0  # by the pool's clock
     last_used_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))  # for people
@@ -83,7 +84,7 @@ class Seat:
             is_pinned=self.is_pinned,
             keep_alive_s=self.keep_alive_s,
             eviction_position=eviction_position,
-            device_bytes=warm.device_bytes if warm else estimate_bytes,
+            device_bytes=warm.device_bytes + self.copies_bytes if warm else estimate_bytes,
             contexts=warm.contexts if warm else 0,
             leases=self.leases,
             waiting=warm.waiting_rows if warm else 0,

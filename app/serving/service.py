@@ -52,19 +52,23 @@ class InferenceService:
         *,
         clock: Callable[[], float] = time.monotonic,
         found_for_s: float = 0.25,
+        changes: Callable[[], int | None] = lambda: None,
     ) -> None:
         """
         Args:
             find: the record of a name and version (None = the newest); may block, runs on a thread.
             found_for_s: how long a found record is taken for true: the delay until a new version is seen, and what
                 keeps the database out of the path of a busy engine.
+            changes: grows with every change of what `find` reads, so that nothing is looked up anew for nothing; told
+                at once, on the event loop; None where it cannot be told.
         """
         self.statistics = Statistics()
         self._pool = pool
         self._passed: dict[str, tuple[str, list[tuple[str, Any, Shape]]]] = {}  # by engine: the last form checked
         self._withdrawn: set[str] = set()  # name:version, unloaded by name and not used since
         self._workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="infer-worker")
-        self._lookups = Lookups(find, self._workers, clock=clock, found_for_s=found_for_s)
+        self._lookups = Lookups(find, self._workers, clock=clock, found_for_s=found_for_s, changes=changes)
+        self.told_to_forget: list[Callable[[str], None]] = []  # an engine's name, as `forget` is
         self._is_closed = False
 
     async def find(self, ref: str) -> EngineRecord:
@@ -173,6 +177,11 @@ class InferenceService:
         self._withdrawn.add(record.ref)
         return await self._pool.unload(record)
 
+    @property
+    def pool(self) -> EnginePool:
+        """For those who answer with copies of its engines."""
+        return self._pool
+
     def is_withdrawn(self, record: EngineRecord) -> bool:
         """Whether the engine was unloaded by name and nobody has used or loaded it since."""
         return record.ref in self._withdrawn
@@ -189,6 +198,8 @@ class InferenceService:
         """Look the engine up anew at its next request: it was published, deleted or changed."""
         name = ref.partition(":")[0]
         self._lookups.forget(name)
+        for tell in self.told_to_forget:
+            tell(name)
         for ref in [ref for ref in self._passed if ref.partition(":")[0] == name]:
             del self._passed[ref]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.serving.batcher import Run
@@ -39,6 +39,26 @@ class Totals:
     seconds: Distribution = field(default_factory=Distribution)  # of answered requests, without de- and encoding
     stage_seconds: dict[str, Distribution] = field(default_factory=lambda: {stage: Distribution() for stage in STAGES})
     run_rows: Distribution = field(default_factory=lambda: Distribution(ROWS))
+
+    def merge(self, other: Totals) -> None:
+        """Count another's requests as well."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.last_answer_ms = max(self.last_answer_ms, other.last_answer_ms)
+        for rows, of_length in other.by_rows.items():
+            mine = self.by_rows.setdefault(rows, RunTotals())
+            mine.runs += of_length.runs
+            mine.compute_ns += of_length.compute_ns
+        self.seconds.merge(other.seconds)
+        self.run_rows.merge(other.run_rows)
+        for stage, seconds in other.stage_seconds.items():
+            self.stage_seconds[stage].merge(seconds)
+
+
+_SUMS = (
+    *("requests", "rows", "runs", "failures"),
+    *("total_ns", "failed_ns", "queue_ns", "input_ns", "compute_ns", "output_ns"),
+)
 
 
 class Statistics:
@@ -102,6 +122,16 @@ class Statistics:
         totals = self.of(ref)
         totals.failures += 1
         totals.failed_ns += int(total_s * 1e9)
+
+    def merge(self, totals: Mapping[str, Totals]) -> None:
+        """Count what another process has answered."""
+        for ref, other in totals.items():
+            self.of(ref).merge(other)
+
+    def taken(self) -> dict[str, Totals]:
+        """Everything counted since the last time; it is counted anew from here on."""
+        taken, self._totals = self._totals, {}
+        return taken
 
     def forget(self, ref: str) -> None:
         """The engine has been deleted; its version is not given again."""

@@ -88,6 +88,17 @@ class WarmEngine:
         await self._batcher.close()
         await _closed(self._engine, self._contexts, self._keeper)
 
+    def count(self, requests: int, rows: int, runs: int) -> None:
+        """Count what a copy of this engine has answered."""
+        self._batcher.requests += requests
+        self._batcher.rows += rows
+        self._batcher.runs += runs
+
+    @property
+    def is_short(self) -> bool:
+        """Whether a run of one row takes less than the way to a thread and back."""
+        return self._batcher.is_short
+
     @property
     def runs(self) -> int:
         """Runs of the engine; a run answers one request or several."""

@@ -67,7 +67,7 @@ async def flood(send: Send, body: memoryview) -> None:
 def planner(head: Head) -> Plan:
     async def unused(scope: Scope) -> Any: ...
 
-    return Plan(head, 0, lambda: True, unused)
+    return Plan(head, "net", 0, lambda: True, unused)
 
 
 @pytest.fixture(scope="module")
