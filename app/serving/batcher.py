@@ -7,9 +7,8 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.backends.base import Context, NotByRow
 from app.domain.errors import ExecutionFailed, QueueFull, ServiceError, ShuttingDown
@@ -20,8 +19,7 @@ from app.serving.tuning import ON_LOOP_JOINT_S, ON_LOOP_S, Pace
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One request's part of a run."""
 
     outputs: Tensors  # this request's rows; they share no memory with another request's
@@ -255,8 +253,7 @@ def rows_limit(signature: Signature) -> int:
     return max(1, min([signature.rows_max, *longest]))
 
 
-@dataclass(frozen=True)
-class _Ran:
+class _Ran(NamedTuple):
     parts: list[Tensors]
     started_s: float
     ended_s: float
