@@ -52,7 +52,8 @@ class Exchange:
         """Take what came with the head; returns what is not the request's any more."""
         own, rest = data[: self._missing_bytes], data[self._missing_bytes :]
         if self._plan.head.body_bytes <= EAGER_BYTES:
-            self._continue_100()
+            if self._owes_100:
+                self._continue_100()
             self._open_room(own)
             if not self._missing_bytes:
                 self._run()

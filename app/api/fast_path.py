@@ -165,8 +165,9 @@ class _Pending:
         if self._is_over:
             return
         self._end(written.status)
+        lines = b"".join((written.lines, HEADER, b": ", self._name.encode(), b"\r\n"))
         try:
-            self._reply(written.status, b"%sx-request-id: %s\r\n" % (written.lines, self._name.encode()), written.parts)
+            self._reply(written.status, lines, written.parts)
         except Exception:  # the neighbours in the run are not to pay for it
             log.exception("an answer could not be written", extra={"request": self._name})
 

@@ -121,7 +121,7 @@ def raw(tensor: Tensor) -> Piece:
     """A tensor's bytes, C order; not copied where they lie so already."""
     if tensor.size == 0:
         return b""
-    return np.ascontiguousarray(tensor).reshape(-1).data.cast("B")
+    return np.ascontiguousarray(tensor).data.cast("B")
 
 
 def add_server_timing(response: Response, timings_ms: Mapping[str, float], **more_ms: float) -> None:

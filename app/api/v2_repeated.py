@@ -58,11 +58,11 @@ class Writer:
         self._text = b""
 
     def pieces(self, request: InferRequest, record: EngineRecord, outputs: Tensors) -> tuple[list[Piece], int | None]:
-        shapes = [outputs[wanted.spec.name].shape for wanted in request.outputs]
-        form = (record.name, record.version, request.outputs, shapes)
+        tensors = [outputs[wanted.spec.name] for wanted in request.outputs]
+        form = (record.name, record.version, request.outputs, [tensor.shape for tensor in tensors])
         is_bare = not request.id and not request.parameters
         if is_bare and form == self._form:
-            return [self._text, *(raw(outputs[wanted.spec.name]) for wanted in request.outputs)], len(self._text)
+            return [self._text, *map(raw, tensors)], len(self._text)
         pieces, header_bytes = encoded_pieces(request, record, outputs)
         if is_bare and header_bytes and all(wanted.is_binary and not wanted.classes for wanted in request.outputs):
             self._form, self._text = form, bytes(pieces[0])

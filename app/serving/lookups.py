@@ -80,6 +80,9 @@ class Lookups:
             raise
         else:
             if self._looking.get(ref) is me:  # else it was forgotten meanwhile
+                before = self._found.get(ref)
+                if before is not None and before[0] == record:
+                    record = before[0]  # what is known by the record itself, as a client's last header, stays known
                 self._found[ref] = (record, asked_s)
             return record
         finally:
