@@ -39,6 +39,23 @@ class Policy:
     address_requests_per_s: float  # 0: no limit
 
 
+class Shown(NamedTuple):
+    """What the headers say of who asks."""
+
+    key: bytes | None  # in `Authorization: Bearer`, else in `X-API-Key`
+    host: bytes | None
+    origin: bytes | None
+    site: bytes | None
+
+    @classmethod
+    def by(cls, headers: Headers) -> Shown:
+        found = {name: value for name, value in headers if name in _TELLING}
+        scheme, _, key = found.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not key.strip():
+            key = found.get(b"x-api-key", b"")
+        return cls(key.strip() or None, found.get(b"host"), found.get(b"origin"), found.get(b"sec-fetch-site"))
+
+
 class Door:
     """Decides by one table, the keys and the policy. Any thread may ask."""
 
@@ -53,12 +70,13 @@ class Door:
             roles: Visitor(ANONYMOUS, None, roles) for roles in (ALL_ROLES, policy.anonymous_roles, frozenset[Role]())
         }
 
-    def authorised(self, method: str, path: str, headers: Headers, client: str) -> Visitor:
+    def authorised(self, method: str, path: str, headers: Headers | Shown, client: str) -> Visitor:
         """Who makes this request, if they may.
 
         Args:
             method: in capitals.
             path: decoded, without the query.
+            headers: of the request; or what they show, where they have been read before.
             client: the peer's network address; "" when it has none.
 
         Raises:
@@ -70,7 +88,7 @@ class Door:
         rule = rule_of(method, path)
         if rule.is_open:
             return self._strangers[self._anonymous_roles()]
-        shown = _shown(headers)
+        shown = headers if isinstance(headers, Shown) else Shown.by(headers)
         if shown.key is None:
             visitor = self._stranger(rule)
             self._origins.check_host(shown.host)  # who shows a key is no page that only borrows the browser
@@ -134,23 +152,6 @@ class Door:
                 ) from None
             log.warning("unknown API key", extra={"address": client})
             raise
-
-
-class _Shown(NamedTuple):
-    """What the headers say of who asks."""
-
-    key: bytes | None  # in `Authorization: Bearer`, else in `X-API-Key`
-    host: bytes | None
-    origin: bytes | None
-    site: bytes | None
-
-
-def _shown(headers: Headers) -> _Shown:
-    found = {name: value for name, value in headers if name in _TELLING}
-    scheme, _, key = found.get(b"authorization", b"").partition(b" ")
-    if scheme.lower() != b"bearer" or not key.strip():
-        key = found.get(b"x-api-key", b"")
-    return _Shown(key.strip() or None, found.get(b"host"), found.get(b"origin"), found.get(b"sec-fetch-site"))
 
 
 def _check_role(rule: Rule, visitor: Visitor) -> None:

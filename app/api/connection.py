@@ -15,10 +15,12 @@ from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from app.api.exchange import Exchange
 from app.api.heads import HEAD_BYTES_MAX, Heads, Planner
+from app.api.responses import header_lines
 from app.connections import BODY_BYTES_MIN, ConnectionLimits, GuardedProtocol
 from app.domain.errors import ConnectionsFull, ServiceError
 
@@ -65,7 +67,7 @@ class Front:
         self.view = memoryview(self.read)
         self._sweeper: asyncio.TimerHandle | None = None
         self._default_headers: list[tuple[bytes, bytes]] = []
-        self._default_lines = b""
+        self._openings: dict[int, bytes] = {}  # by status
 
     def __call__(
         self,
@@ -93,12 +95,18 @@ class Front:
         connection.inherit(data, stays=stays)
         await connection.loop.connect_accepted_socket(lambda: connection, accepted)
 
-    def default_lines(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """uvicorn's own headers, as lines; it makes a new list of them every second."""
+    def opening(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """An answer's first lines.
+
+        Args:
+            headers: uvicorn's own; it makes a new list of them every second.
+        """
         if headers is not self._default_headers:
             self._default_headers = headers
-            self._default_lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
-        return self._default_lines
+            self._openings.clear()
+        if status not in self._openings:
+            self._openings[status] = STATUS_LINE[status] + header_lines(headers)
+        return self._openings[status]
 
     def admit(self, joined: Connection) -> None:
         """Make room for a new connection among the others, or refuse it."""
@@ -275,6 +283,10 @@ class Connection(asyncio.BufferedProtocol):
         """Whether no request is under way here or at uvicorn's."""
         return self._exchange is None and not self._is_held and self.rest.is_idle
 
+    def opening(self, status: int) -> bytes:
+        """The first lines of an answer."""
+        return self.front.opening(status, self.state.default_headers)
+
     def refuse(self, error: ServiceError) -> None:
         """Answer with this error and close."""
         self.rest.refuse(error)
@@ -373,16 +385,17 @@ class Connection(asyncio.BufferedProtocol):
         """What was read while nothing was under way here."""
         view = memoryview(data)[:size]
         plan, head_bytes = None, 0
-        if self.rest.is_at_rest:
+        if self._has_served or self.rest.is_at_rest:
             head_bytes = data.find(b"\r\n\r\n", 0, min(size, HEAD_BYTES_MAX)) + 4
             plan = self.front.heads.plan(bytes(view[:head_bytes])) if head_bytes > 3 else None
         if plan is None:
             self._has_served = False
             self.rest.data_received(bytes(view))
             return
-        self.rest.forget_keep_alive()
-        self.rest.rest()
-        self._stretch_since_s, self._stretch_bytes = time.monotonic(), 0
+        if not self._has_served:  # else uvicorn's half has seen nothing since
+            self.rest.forget_keep_alive()
+            self.rest.rest()
+        self._stretch_since_s, self._stretch_bytes = self.seen_s, 0
         self._exchange = Exchange(self, plan)
         rest = self._exchange.begin(view[head_bytes:])
         if len(rest):
@@ -395,10 +408,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """Begin with what came during the exchange before."""
-        ahead, self._ahead = self._ahead, b""
         self._is_held = False
-        self.resume()
-        if ahead and not self.transport.is_closing():
+        if self._is_paused:
+            self.resume()
+        if self._ahead and not self.transport.is_closing():
+            ahead, self._ahead = self._ahead, b""
+            self.seen_s = time.monotonic()
             self._take(ahead, len(ahead))
 
 

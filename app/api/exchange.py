@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from starlette.types import Message
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from app.api.heads import Plan
+from app.api.responses import JOINED_BYTES, header_lines
 
 if TYPE_CHECKING:
     from app.api.connection import Connection
@@ -26,31 +26,35 @@ EAGER_BYTES = 1 << 20  # of a body that is received before anybody asks for it
 class Exchange:
     """Receives a body into one aligned buffer, runs the application, writes its answer."""
 
+    # Of the class, until they change: most never do, and there is one of these for every request.
+    room: memoryview | None = None  # where the next bytes of the body go; None: they do not
+    _body: memoryview | None = None
+    _early = b""  # of a large body, before somebody asked for it
+    _is_skipping = False  # the answer is written, the rest of the body is thrown away
+    _task: asyncio.Task[None] | None = None
+    _withdraw: Callable[[], None] | None = None  # of a request on the fast path; leads back here
+    was_fast = False  # the fast path has answered
+    _asked: asyncio.Future[None] | None = None  # done when the body is complete
+    _writable: asyncio.Future[None] | None = None
+    _is_gone = False
+    _start: Message | None = None
+    _has_length = False  # the answer's was announced
+    _is_finished = False
+
     def __init__(self, connection: Connection, plan: Plan) -> None:
-        self.room: memoryview | None = None  # where the next bytes of the body go; None: they do not
+        head = plan.head
         self._connection = connection
         self._plan = plan
-        self._body: memoryview | None = None
-        self._early = b""  # of a large body, before somebody asked for it
-        self._missing_bytes = plan.head.body_bytes  # not yet received
-        self._is_skipping = False  # the answer is written, the rest of the body is thrown away
-        self._task: asyncio.Task[None] | None = None
-        self._withdraw: Callable[[], None] | None = None  # of a request on the fast path; holds this one in turn
-        self.was_fast = False  # the fast path has answered
-        self._asked: asyncio.Future[None] | None = None  # done when the body is complete
-        self._writable: asyncio.Future[None] | None = None
-        self._is_gone = False
-        self._owes_100 = b"expect" in plan.head.headers
-        self._start: Message | None = None
-        self._keeps_alive = plan.head.keeps_alive
-        self._has_length = False  # the answer's was announced
-        self._is_finished = False
+        self._missing_bytes = head.body_bytes  # not yet received
+        self._owes_100 = b"expect" in head.headers
+        self._keeps_alive = head.keeps_alive
 
     def begin(self, data: memoryview) -> memoryview:
         """Take what came with the head; returns what is not the request's any more."""
         own, rest = data[: self._missing_bytes], data[self._missing_bytes :]
         if self._plan.head.body_bytes <= EAGER_BYTES:
-            self._continue_100()
+            if self._owes_100:
+                self._continue_100()
             self._open_room(own)
             if not self._missing_bytes:
                 self._run()
@@ -171,12 +175,18 @@ class Exchange:
             self._connection.state.tasks.add(task)
             task.add_done_callback(self._connection.state.tasks.discard)
 
-    def _reply(self, status: int, headers: list[tuple[bytes, bytes]], parts: Sequence[bytes | memoryview]) -> None:
+    def _reply(self, status: int, lines: bytes, parts: Sequence[bytes | memoryview]) -> None:
         """The whole answer of a request on the fast path."""
         self._withdraw, self.was_fast = None, True
-        if not self._is_gone:
-            self._connection.transport.writelines([self._head(status, headers), *parts])
-            self._finish()
+        if self._is_gone:
+            return
+        connection = self._connection
+        pieces = [connection.opening(status), lines, self._ending(), *parts]
+        if sum(map(len, parts)) <= JOINED_BYTES:
+            connection.transport.write(b"".join(pieces))
+        else:
+            connection.transport.writelines(pieces)
+        self._finish()
 
     async def _served(self) -> None:
         try:
@@ -209,27 +219,22 @@ class Exchange:
         }
 
     def _head(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        lines = [
-            STATUS_LINE[status],
-            self._connection.front.default_lines(self._connection.state.default_headers),
-        ]
         for name, value in headers:
-            if b"\n" in value or b"\r" in value:
-                raise RuntimeError("A header's value has more than one line.")
-            lines += (name, b": ", value, b"\r\n")
             if name == b"content-length":
                 self._has_length = True
             elif name == b"connection" and value.lower() == b"close":
                 self._keeps_alive = False
         if not self._has_length or self._owes_100:
             self._keeps_alive = False  # the end of the connection ends the answer; the body will not come
-        if not self._keeps_alive or self._connection.is_closing:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
+        return self._connection.opening(status) + header_lines(headers) + self._ending()
+
+    def _ending(self) -> bytes:
+        """The end of the answer's head."""
+        return b"\r\n" if self._keeps_alive and not self._connection.is_closing else b"connection: close\r\n\r\n"
 
     def _finish(self) -> None:
         self._is_finished = True
+        self._withdraw = None  # it leads back here: the request is to be freed now, not by the cycle collector
         if self._missing_bytes and not self._owes_100:
             self._skip()
         else:

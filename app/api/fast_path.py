@@ -16,13 +16,13 @@ from typing import Any, Protocol
 from fastapi import Response
 
 from app import logs
-from app.access.door import Door
+from app.access.door import Door, Shown
 from app.api.heads import Begin, Head, Reply
 from app.api.multipart import body_too_large
 from app.api.observed import RequestCounts
 from app.api.problems import CLIENT_CLOSED, problem_of
 from app.api.request_ids import HEADER, request_id
-from app.api.responses import TensorResponse
+from app.api.responses import Written, written
 from app.domain.builds import EngineRecord
 from app.domain.errors import ServiceError
 from app.domain.tensors import Tensors
@@ -38,7 +38,7 @@ class Steps(Protocol):
     ref: str
 
     def form(self, body: memoryview, record: EngineRecord) -> Any:
-        """What `inputs` and `response` want to know of this request; None: it takes the long way."""
+        """What `inputs` and `written` want to know of this request; None: it takes the long way."""
         ...
 
     def learn(self, body: memoryview, record: EngineRecord) -> None:
@@ -47,7 +47,7 @@ class Steps(Protocol):
 
     def inputs(self, body: memoryview, form: Any, record: EngineRecord) -> Tensors: ...
 
-    def response(self, form: Any, answer: Answer) -> Response: ...
+    def written(self, form: Any, answer: Answer) -> Written: ...
 
     def refused(self, error: Exception, path: str) -> Response: ...
 
@@ -64,7 +64,7 @@ class FastPath:
         self.inference = inference
         self.counts = counts
         self.refuses = refuses
-        self._door = door
+        self.door = door
 
     def of(self, head: Head, route: str, steps: Steps) -> Begin:
         """How requests with this head begin.
@@ -72,71 +72,83 @@ class FastPath:
         Args:
             route: the template that they are counted under.
         """
-        return partial(self._begun, head, route, steps)
+        return _Way(self, head, route, steps).begun
 
-    def admitted(self, head: Head, client: str) -> bool:
-        """Let the request in; False: it takes the long way. Raises what `Door.authorised` raises, and BodyTooLarge."""
-        try:
-            visitor = self._door.authorised("POST", head.path, head.lines, client)
-            if visitor.max_body_bytes is not None and head.body_bytes > visitor.max_body_bytes:
-                raise body_too_large(visitor.max_body_bytes)
-        except ServiceError:
-            if self.refuses:
-                raise
-            return False
-        return self.refuses or not visitor.requests_per_s
 
-    def _begun(
-        self, head: Head, route: str, steps: Steps, body: memoryview, client: str, reply: Reply
-    ) -> Callable[[], None] | None:
+class _Way:
+    """What all requests of one head have in common."""
+
+    def __init__(self, fast_path: FastPath, head: Head, route: str, steps: Steps) -> None:
+        self.inference = fast_path.inference
+        self.steps = steps
+        self.path = head.path
+        self.sent_name = head.headers.get(HEADER)
+        self._refuses = fast_path.refuses
+        self._door = fast_path.door
+        self._counts = fast_path.counts
+        self._route = route
+        self._shown = Shown.by(head.lines)  # read once; what follows from it is decided for each request
+
+    def begun(self, body: memoryview, client: str, reply: Reply) -> Callable[[], None] | None:
+        steps = self.steps
         record = self.inference.known(steps.ref)
         if record is None or not self.inference.is_warm(record):
             return None
         form = steps.form(body, record)
-        if form is None and not self.refuses:
+        if form is None and not self._refuses:
             steps.learn(body, record)
             form = steps.form(body, record)
         if form is None:
             return None
-        pending = _Pending(self, head, route, steps, form, reply)
+        pending = _Pending(self, form, reply)
         return pending.withdraw if pending.begin(body, record, client) else None
+
+    def admitted(self, body_bytes: int, client: str) -> bool:
+        """Let the request in; False: it takes the long way. Raises what `Door.authorised` raises, and BodyTooLarge."""
+        try:
+            visitor = self._door.authorised("POST", self.path, self._shown, client)
+            if visitor.max_body_bytes is not None and body_bytes > visitor.max_body_bytes:
+                raise body_too_large(visitor.max_body_bytes)
+        except ServiceError:
+            if self._refuses:
+                raise
+            return False
+        return self._refuses or not visitor.requests_per_s
+
+    def count(self, status: int, started_ns: int) -> None:
+        self._counts.add(self._route, "POST", status, (time.perf_counter_ns() - started_ns) / 1e9)
 
 
 class _Pending:
     """One request between its body and its answer."""
 
-    __slots__ = (
-        *("_form", "_head", "_input_ns", "_is_over", "_name", "_path"),
-        *("_reply", "_route", "_run", "_started_ns", "_steps"),
-    )
+    __slots__ = ("_form", "_input_ns", "_is_over", "_name", "_reply", "_run", "_started_ns", "_way")
 
-    def __init__(self, path: FastPath, head: Head, route: str, steps: Steps, form: Any, reply: Reply) -> None:
+    def __init__(self, way: _Way, form: Any, reply: Reply) -> None:
         self._started_ns = time.perf_counter_ns()
-        self._path = path
-        self._head = head
-        self._route = route
-        self._steps = steps
+        self._way = way
         self._form = form
         self._reply = reply
-        self._name = request_id(head.headers.get(HEADER))
+        self._name = request_id(way.sent_name)
         self._run: DirectRun | None = None
         self._input_ns = 0
         self._is_over = False
 
     def begin(self, body: memoryview, record: EngineRecord, client: str) -> bool:
         """Whether it will be answered; if not, nothing has happened."""
+        way = self._way
         try:
-            if not self._path.admitted(self._head, client):
+            if not way.admitted(len(body), client):
                 return False
         except ServiceError as error:
             self._refuse_soon(partial(problem_of, error))
             return True
         try:
-            inputs = self._steps.inputs(body, self._form, record)
+            inputs = way.steps.inputs(body, self._form, record)
             self._input_ns = time.perf_counter_ns() - self._started_ns
-            self._run = self._path.inference.begin(record, inputs, self._told)
+            self._run = way.inference.begin(record, inputs, self._told)
         except Exception as error:
-            self._refuse_soon(partial(self._steps.refused, error, self._head.path))
+            self._refuse_soon(partial(way.steps.refused, error, way.path))
         return True
 
     def withdraw(self) -> None:
@@ -148,41 +160,42 @@ class _Pending:
                 run.withdraw()
 
     def _told(self, answer: Answer | None, error: ServiceError | None) -> None:
+        way = self._way
         try:
             if answer is None:
                 assert error is not None
                 raise error
             answered_ns = time.perf_counter_ns()
-            response = self._steps.response(self._form, answer)
+            written = way.steps.written(self._form, answer)
             output_ns = time.perf_counter_ns() - answered_ns
-            self._path.inference.statistics.add_coding(answer.engine.ref, input_ns=self._input_ns, output_ns=output_ns)
+            way.inference.statistics.add_coding(answer.engine.ref, input_ns=self._input_ns, output_ns=output_ns)
         except Exception as error:
-            response = self._made(partial(self._steps.refused, error, self._head.path))
-        self._answer(response)
+            written = self._problem(partial(way.steps.refused, error, way.path))
+        self._answer(written)
 
     def _refuse_soon(self, make: Callable[[], Response]) -> None:
         """Answer in the next turn: whoever began this is not ready for an answer yet."""
-        asyncio.get_running_loop().call_soon(self._answer, self._made(make))
+        asyncio.get_running_loop().call_soon(self._answer, self._problem(make))
 
-    def _made(self, make: Callable[[], Response]) -> Response:
+    def _problem(self, make: Callable[[], Response]) -> Written:
         """A problem, which names its request; so does what is logged while it is made."""
-        return copy_context().run(self._named, make)
+        return written(copy_context().run(self._named, make))
 
     def _named(self, make: Callable[[], Response]) -> Response:
         logs.request_id.set(self._name)
         return make()
 
-    def _answer(self, response: Response) -> None:
+    def _answer(self, written: Written) -> None:
         if self._is_over:
             return
-        self._end(response.status_code)
-        parts = response.parts if isinstance(response, TensorResponse) else [response.body]
+        self._end(written.status)
+        lines = b"".join((written.lines, HEADER, b": ", self._name.encode(), b"\r\n"))
         try:
-            self._reply(response.status_code, [*response.raw_headers, (HEADER, self._name.encode())], parts)
+            self._reply(written.status, lines, written.parts)
         except Exception:  # the neighbours in the run are not to pay for it
             log.exception("an answer could not be written", extra={"request": self._name})
 
     def _end(self, status: int) -> None:
         self._is_over = True
-        self._run = None  # which holds this one
-        self._path.counts.add(self._route, "POST", status, (time.perf_counter_ns() - self._started_ns) / 1e9)
+        self._run = None  # it leads back here: a request is to be freed when it ends, not by the cycle collector
+        self._way.count(status, self._started_ns)

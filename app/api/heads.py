@@ -33,7 +33,8 @@ class Head:
     keeps_alive: bool
 
 
-Reply = Callable[[int, list[tuple[bytes, bytes]], "Sequence[bytes | memoryview]"], None]  # status, headers, body
+# status; headers as lines, their length among them and nothing of the connection; body
+Reply = Callable[[int, bytes, "Sequence[bytes | memoryview]"], None]
 # body, client's address, where the answer goes → how to withdraw; None: not begun. It never replies before it returns.
 Begin = Callable[[memoryview, str, Reply], "Callable[[], None] | None"]
 

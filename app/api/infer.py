@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import openapi, tensors
 from app.api.multipart import Sink, body_too_large, media_type, read_multipart
 from app.api.problems import answer_to
-from app.api.responses import TensorResponse, add_server_timing, json_response, raw
+from app.api.responses import TensorResponse, Written, add_server_timing, json_response, raw, written
 from app.api.services import Inferring, Wired
 from app.api.v2_body import read_aligned
 from app.domain.builds import EngineRecord
@@ -127,8 +127,8 @@ class Steps:
     def inputs(self, body: memoryview, form: bool, record: EngineRecord) -> Tensors:
         return _bare(self._head, body, record.built.signature)
 
-    def response(self, form: bool, answer: Answer) -> Response:
-        return _response(self._head, answer)
+    def written(self, form: bool, answer: Answer) -> Written:
+        return written(_response(self._head, answer))
 
     def refused(self, error: Exception, path: str) -> Response:
         return answer_to(error, path)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import orjson
@@ -57,17 +58,56 @@ class TensorResponse(Response):
         self.background = None
         self.body = b""
         self.parts = _gathered(parts)
-        self.raw_headers = [
-            (b"content-length", b"%d" % sum(len(part) for part in self.parts)),
-            (b"content-type", media_type.encode("latin-1")),
-            *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
-        ]
+        length = sum(len(part) for part in self.parts)
+        self.raw_headers = _raw_headers(length, media_type, headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for part in self.parts[:-1]:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": self.parts[-1]})
+
+
+class Written(NamedTuple):
+    """An answer as it goes over the wire, but for what all answers have."""
+
+    status: int
+    lines: bytes  # its headers
+    parts: Sequence[Piece]
+
+
+def written(response: Response) -> Written:
+    """A response that has its body already. Raises RuntimeError where `header_lines` does."""
+    parts = response.parts if isinstance(response, TensorResponse) else [response.body]
+    return Written(response.status_code, header_lines(response.raw_headers), parts)
+
+
+@lru_cache(maxsize=256)
+def tensor_lines(length: int, media_type: str, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """The headers of a `TensorResponse` of so many bytes as lines; clients ask again for what they asked for."""
+    return header_lines(_raw_headers(length, media_type, dict(headers)))
+
+
+def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The headers as they go over the wire.
+
+    Raises:
+        RuntimeError: a value has more than one line.
+    """
+    lines: list[bytes] = []
+    for name, value in headers:
+        if b"\n" in value or b"\r" in value:
+            raise RuntimeError("A header's value has more than one line.")
+        lines += (name, b": ", value, b"\r\n")
+    return b"".join(lines)
+
+
+def _raw_headers(length: int, media_type: str, headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-length", b"%d" % length),
+        (b"content-type", media_type.encode("latin-1")),
+        *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()),
+    ]
 
 
 def _gathered(parts: Sequence[Piece]) -> list[Piece]:
@@ -81,7 +121,7 @@ def raw(tensor: Tensor) -> Piece:
     """A tensor's bytes, C order; not copied where they lie so already."""
     if tensor.size == 0:
         return b""
-    return np.ascontiguousarray(tensor).reshape(-1).data.cast("B")
+    return np.ascontiguousarray(tensor).data.cast("B")
 
 
 def add_server_timing(response: Response, timings_ms: Mapping[str, float], **more_ms: float) -> None:

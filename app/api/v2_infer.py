@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api import problems, v2_body, v2_codec, v2_repeated
 from app.api.problems import problem, status_of
-from app.api.responses import TensorResponse, add_server_timing
+from app.api.responses import TensorResponse, Written, add_server_timing, tensor_lines
 from app.api.services import Inferring
 from app.domain.builds import EngineRecord
 from app.domain.errors import FeatureUnsupported, ServiceError, Unavailable
@@ -22,6 +22,7 @@ from app.serving.service import Answer
 OFF_LOOP_BYTES = 1 << 16  # JSON, and anything compressed, of more bytes than this is handled on a thread
 STATUSES = {404: 404, 415: 501, 500: 500, 503: 503}  # the service's to the protocol's; all others are 400
 HEADER_LENGTH = "Inference-Header-Content-Length"
+OCTETS = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,15 @@ class Steps:
     def __init__(self, head: Asked) -> None:
         self.ref = head.ref
         self._head = head
+        self._taken: v2_codec.InferRequest | None = None  # the last that was found to be of this kind
         self._is_plain = head.coding == "identity" and head.wanted_coding is None and not head.is_timed
 
     def form(self, body: memoryview, record: EngineRecord) -> v2_codec.InferRequest | None:
         head = self._head
         request = head.reader.repeated(body, head.header_bytes, record.built.signature) if self._is_plain else None
-        if request is None or request.timeout_s is not None:
-            return None
-        return request if all(wanted.is_binary and not wanted.classes for wanted in request.outputs) else None
+        if request is not None and request is not self._taken and _is_binary(request):
+            self._taken = request
+        return request if request is self._taken else None
 
     def learn(self, body: memoryview, record: EngineRecord) -> None:
         with suppress(ServiceError):  # the long way says what is wrong
@@ -94,8 +96,10 @@ class Steps:
     def inputs(self, body: memoryview, form: v2_codec.InferRequest, record: EngineRecord) -> Tensors:
         return self._head.reader.tensors(body)
 
-    def response(self, form: v2_codec.InferRequest, answer: Answer) -> Response:
-        return _response(self._head, form, answer)
+    def written(self, form: v2_codec.InferRequest, answer: Answer) -> Written:
+        pieces, header_bytes = self._head.writer.pieces(form, answer.engine, answer.outputs)
+        length = sum(map(len, pieces))
+        return Written(200, tensor_lines(length, OCTETS, ((HEADER_LENGTH, str(header_bytes)),)), pieces)
 
     def refused(self, error: Exception, path: str) -> Response:
         return answer_to(error, path)
@@ -143,10 +147,16 @@ async def _encoded(head: Asked, request: v2_codec.InferRequest, answer: Answer) 
     return _response(head, request, answer)
 
 
+def _is_binary(request: v2_codec.InferRequest) -> bool:
+    """Whether its answer is binary tensors, at least one, and may take as long as it takes."""
+    outputs = request.outputs
+    return request.timeout_s is None and bool(outputs) and all(one.is_binary and not one.classes for one in outputs)
+
+
 def _response(head: Asked, request: v2_codec.InferRequest, answer: Answer) -> Response:
     pieces, header_bytes = head.writer.pieces(request, answer.engine, answer.outputs)
     headers = {} if header_bytes is None else {HEADER_LENGTH: str(header_bytes)}
     if head.wanted_coding is not None:
         pieces = [v2_body.deflated(b"".join(pieces), head.wanted_coding)]
         headers["Content-Encoding"] = head.wanted_coding
-    return TensorResponse(pieces, "application/json" if header_bytes is None else "application/octet-stream", headers)
+    return TensorResponse(pieces, "application/json" if header_bytes is None else OCTETS, headers)

@@ -11,7 +11,7 @@ from app.api import v2_tensors
 from app.api.responses import Piece, raw
 from app.api.v2_codec import InferRequest, decoded, encoded_pieces
 from app.domain.builds import EngineRecord
-from app.domain.tensors import Shape, Signature, Tensor, Tensors, TensorSpec
+from app.domain.tensors import DType, Shape, Signature, Tensor, Tensors, TensorSpec
 
 _REPEATED_BYTES_MAX = 1 << 14  # of a header that is kept for the next request
 
@@ -28,8 +28,9 @@ class Reader:
 
     def repeated(self, body: memoryview, header_bytes: int | None, signature: Signature) -> InferRequest | None:
         """The request of the last header and length, without its tensors; None: this is another."""
-        is_same = self._signature is signature and self._body_bytes == len(body) and self._header == body[:header_bytes]
-        return self._request if is_same else None
+        if self._signature is not signature or self._body_bytes != len(body):
+            return None
+        return self._request if body[:header_bytes].tobytes() == self._header else None
 
     def tensors(self, body: memoryview) -> Tensors:
         """The inputs of a request that is `repeated`. Raises TensorRejected."""
@@ -57,11 +58,11 @@ class Writer:
         self._text = b""
 
     def pieces(self, request: InferRequest, record: EngineRecord, outputs: Tensors) -> tuple[list[Piece], int | None]:
-        shapes = [outputs[wanted.spec.name].shape for wanted in request.outputs]
-        form = (record.name, record.version, request.outputs, shapes)
+        tensors = [outputs[wanted.spec.name] for wanted in request.outputs]
+        form = (record.name, record.version, request.outputs, [tensor.shape for tensor in tensors])
         is_bare = not request.id and not request.parameters
         if is_bare and form == self._form:
-            return [self._text, *(raw(outputs[wanted.spec.name]) for wanted in request.outputs)], len(self._text)
+            return [self._text, *map(raw, tensors)], len(self._text)
         pieces, header_bytes = encoded_pieces(request, record, outputs)
         if is_bare and header_bytes and all(wanted.is_binary and not wanted.classes for wanted in request.outputs):
             self._form, self._text = form, bytes(pieces[0])
@@ -74,11 +75,15 @@ class _Place:
 
     spec: TensorSpec
     shape: Shape
+    dtype: np.dtype[Any]
     start: int
     end: int
 
     def tensor(self, body: memoryview) -> Tensor:
-        return v2_tensors.from_bytes(body[self.start : self.end], self.spec, self.shape)
+        if self.spec.dtype is DType.BOOL:  # its bytes are looked at
+            return v2_tensors.from_bytes(body[self.start : self.end], self.spec, self.shape)
+        tensor: Tensor = np.ndarray(self.shape, self.dtype, body, self.start)
+        return tensor if tensor.flags.aligned else tensor.copy()
 
 
 def _places(request: InferRequest, body: memoryview, signature: Signature) -> list[_Place] | None:
@@ -91,7 +96,7 @@ def _places(request: InferRequest, body: memoryview, signature: Signature) -> li
         start = _address(tensor) - begin
         if not 0 <= start <= len(body) - tensor.nbytes:
             return None
-        places.append(_Place(signature.input(name), tensor.shape, start, start + tensor.nbytes))
+        places.append(_Place(signature.input(name), tensor.shape, tensor.dtype, start, start + tensor.nbytes))
     return places
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import Enum
+from functools import cached_property
 from typing import Any, NewType
 
 from app.domain.errors import InvalidName
@@ -254,7 +255,7 @@ class EngineRecord:
     created_at: datetime
     damaged_at: datetime | None = None  # when its file was found not to be what was stored; None: it is whole
 
-    @property
+    @cached_property  # several times for every request
     def ref(self) -> str:
         return f"{self.name}:{self.version}"
 

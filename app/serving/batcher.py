@@ -6,10 +6,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.backends.base import Context, NotByRow
 from app.domain.errors import ExecutionFailed, QueueFull, ServiceError, ShuttingDown
@@ -20,8 +19,7 @@ from app.serving.tuning import ON_LOOP_JOINT_S, ON_LOOP_S, Pace
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """One request's part of a run."""
 
     outputs: Tensors  # this request's rows; they share no memory with another request's
@@ -162,12 +160,11 @@ class MicroBatcher:
         while self._queue and (context := self._free_context()) is not None:
             stays = self._stays_on_loop(self._queue[0].rows)
             batch = self._taken(stays)
-            work = partial(_executed, [request.tensors for request in batch], [request.rows for request in batch])
             self._running += 1
             if stays:
-                self._finish(context, batch, *_outcome(work, context.context))
+                self._finish(context, batch, *_outcome(batch, context.context))
                 return  # the next turn is others'; what still waits was woken
-            context.start(work, partial(self._finish, context, batch))
+            context.start(partial(_executed, batch), partial(self._finish, context, batch))
 
     def _free_context(self) -> ContextThread | None:
         if self._wide is not None and not self._running and len(self._queue) == 1:
@@ -260,23 +257,22 @@ def rows_limit(signature: Signature) -> int:
     return max(1, min([signature.rows_max, *longest]))
 
 
-@dataclass(frozen=True)
-class _Ran:
+class _Ran(NamedTuple):
     parts: list[Tensors]
     started_s: float
     ended_s: float
 
 
-def _executed(parts: Sequence[Tensors], rows: Sequence[int], context: Context) -> _Ran:
+def _executed(batch: Sequence[Request], context: Context) -> _Ran:
     """Join, run and split where the context is, so that the event loop copies nothing while a thread runs."""
     started_s = time.perf_counter()
-    outputs = context.run_joined(parts, rows)
+    outputs = context.run_joined([request.tensors for request in batch], [request.rows for request in batch])
     return _Ran(outputs, started_s, time.perf_counter())
 
 
-def _outcome(work: Callable[[Context], _Ran], context: Context) -> tuple[_Ran | None, BaseException | None]:
+def _outcome(batch: Sequence[Request], context: Context) -> tuple[_Ran | None, BaseException | None]:
     try:
-        return work(context), None
+        return _executed(batch, context), None
     except Exception as error:
         return None, error
 

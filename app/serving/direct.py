@@ -12,7 +12,6 @@ from app.serving.answers import Answer
 from app.serving.batcher import Request, Run
 from app.serving.pool import EnginePool
 from app.serving.statistics import Statistics
-from app.serving.warm import rows_in
 
 Told = Callable[["Answer | None", "ServiceError | None"], None]  # the answer, or why there is none; raises nothing
 
@@ -48,9 +47,9 @@ class DirectRun:
         """Wait for a turn. Raises as `MicroBatcher.enqueue` does."""
         warm = self._seat.warm
         assert warm is not None
-        self._rows = rows_in(tensors, self._record.built.signature)
         try:
             self._request = warm.enqueue(tensors, self)
+            self._rows = self._request.rows
         except BaseException:
             self._end()
             self._count_failure()

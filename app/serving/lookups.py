@@ -95,6 +95,9 @@ class Lookups:
             raise
         else:
             if self._looking.get(ref) is me:  # else it was forgotten meanwhile
+                before = self._found.get(ref)
+                if before is not None and before.record == record:
+                    record = before.record  # what is known by the record itself, as a client's last header, stays known
                 self._found[ref] = _Found(record, asked_s, changes)
             return record
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -58,13 +59,17 @@ class Seat:
     copies_bytes: int = 0  # of memory, in other processes
     load_s: float = 0
     loaded_s: float = 0  # by the pool's clock
-    last_used_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))  # for people
+    last_used_unix_s: float = field(default_factory=time.time)  # for people
     loaded_at: datetime | None = None
 
     def touch(self, now_s: float) -> None:
         """It was used now."""
         self.last_used_s = now_s
-        self.last_used_at = datetime.now(timezone.utc)
+        self.last_used_unix_s = time.time()
+
+    @property
+    def last_used_at(self) -> datetime:
+        return datetime.fromtimestamp(self.last_used_unix_s, timezone.utc)
 
     @property
     def is_idle(self) -> bool:

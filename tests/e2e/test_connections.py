@@ -236,6 +236,32 @@ def test_many_clients_at_once_get_their_own_rows(service: Service) -> None:
     assert wrong == []
 
 
+def test_every_request_is_counted_once_and_hung_up_ones_hold_no_engine(service: Service) -> None:
+    routes = ("/infer/{ref}", "/v2/models/{model}/infer")
+    with service.client() as asker:
+
+        def told() -> list[float]:
+            lines = dict(line.rsplit(" ", 1) for line in asker.get("/metrics").text.splitlines() if "#" not in line)
+            named = [f'jetforge_http_requests_total{{method="POST",route="{route}",status="200"}}' for route in routes]
+            stats = asker.get("/v2/models/net/stats").json()["model_stats"][0]["inference_stats"]["success"]["count"]
+            return [float(lines.get(name, 0)) for name in named] + [stats]
+
+        def leases() -> int:
+            return int(asker.get("/engines/net").json()["warm"]["leases"])
+
+        service.eventually(lambda: leases() == 0)
+        before = told()
+        with closing(Client(service)) as client:
+            for value in range(30):
+                assert client.send(post("/infer/net", tensor(value))).answer()[0] == 200
+                assert client.send(v2(value)).answer()[0] == 200
+        assert [now - then for now, then in zip(told(), before, strict=True)] == [30, 30, 60]
+
+        for _ in range(20):
+            Client(service).send(post("/infer/net", tensor(1, 60_000)) + v2(1)).close()
+        service.eventually(lambda: leases() == 0)
+
+
 def test_an_answer_tells_where_its_time_went_when_it_is_asked_to(client: Client) -> None:
     for request in (post("/infer/net", tensor(1), "application/octet-stream", "X-Server-Timing: 1"),
                     v2(1, "/v2/models/net/infer", "X-Server-Timing: 1")):  # fmt: skip

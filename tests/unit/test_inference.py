@@ -62,6 +62,21 @@ async def test_requests_that_come_together_share_one_look_up() -> None:
     assert records.lookups == 1
 
 
+async def test_a_record_that_has_not_changed_stays_the_same_object() -> None:
+    records, clock = Records(), Clock()
+    async with a_service(records, clock) as service:
+        first = await soon(service.find("net"))
+        clock.now_s = 2
+        again = await soon(service.find("net"))
+        records.version = 2
+        clock.now_s = 4
+        newer = await soon(service.find("net"))
+
+    assert records.lookups == 3
+    assert again is first  # by which others know what they found out about it
+    assert newer.ref == "net:2"
+
+
 async def test_one_that_gives_up_waiting_leaves_the_others_their_look_up() -> None:
     records, clock = Records(), Clock()
     records.gate.clear()
