@@ -19,7 +19,7 @@ import httpx
 from soak_engines import SWAPPED, Truth, first_engines, version
 from soak_traffic import ANNOUNCED, Tally, ask_on
 
-from tests.service import Service, resident_bytes
+from tests.service import Service, private_bytes, resident_bytes
 
 BUDGET_MIB = 18  # of warm engines: fewer than all that are used fit, so that some are evicted
 ACT_EVERY_S = 0.3  # loads and unloads
@@ -36,7 +36,9 @@ class Soaked:
 
     acts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    memory_mib: list[tuple[float, float]] = field(default_factory=list)  # seconds since the begin, resident
+    memory_mib: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # seconds since the begin; resident, replicas included
 
 
 def main() -> int:
@@ -194,7 +196,8 @@ async def _watch(service: Service, found: Soaked, ends: asyncio.Event) -> None:
     assert service.process is not None
     begun_s = time.monotonic()
     while not await _over(ends, 0.5):
-        found.memory_mib.append((time.monotonic() - begun_s, resident_bytes(service.process.pid) / 2**20))
+        replicas = sum(private_bytes(pid) for pid in service.replica_pids())
+        found.memory_mib.append((time.monotonic() - begun_s, (resident_bytes(service.process.pid) + replicas) / 2**20))
 
 
 async def _over(ends: asyncio.Event, seconds: float) -> bool:

@@ -105,10 +105,7 @@ class Service:
 
         def look() -> int | None:
             for folder in Path("/proc").glob("[0-9]*"):
-                try:
-                    command = (folder / "cmdline").read_bytes().split(b"\0")
-                except OSError:
-                    continue
+                command = _command(int(folder.name))
                 if b"app.build" in command and any(job.encode() in part for part in command):
                     return int(folder.name)
             return None
@@ -119,14 +116,36 @@ class Service:
     def worker_pid(self) -> int:
         """The process id of the worker that this service started."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task")
-        return int(self.eventually(lambda: _children(children)).split()[0])
+        tasks = Path(f"/proc/{self.process.pid}/task")
+
+        def look() -> int | None:
+            children = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
+            return next((pid for pid in children if b"work" in _command(pid)), None)
+
+        found: int = self.eventually(look)
+        return found
+
+    def replica_pids(self) -> list[int]:
+        """The processes that the service was forked into: their command is its own."""
+        assert self.process is not None
+        own = self.process.pid
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        return [int(pid) for pid in children if _command(int(pid)) == _command(own)]
 
 
-def _children(tasks: Path) -> str:
-    return " ".join((task / "children").read_text().strip() for task in tasks.iterdir()).strip()
+def _command(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:  # it has ended
+        return []
 
 
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def private_bytes(pid: int) -> int:
+    """Memory of a process that it shares with no other."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))

@@ -109,15 +109,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         service.stop()
 
 
-def replicas_of(service: Service) -> list[int]:
-    """The processes that were forked: their command is the service's own."""
-    assert service.process is not None
-    pid = service.process.pid
-    own = Path(f"/proc/{pid}/cmdline").read_bytes()
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes() == own]
-
-
 def test_every_answer_of_a_busy_connection_is_right_and_counted_once_wherever_it_was_made(service: Service) -> None:
     counted = "http_requests_total", '{method="POST",route="/v2/models/{model}/infer",status="200"}'
     before = metric(service, *counted)
@@ -227,7 +218,7 @@ def test_a_replica_that_is_killed_takes_its_connections_with_it_and_nothing_else
             own.build(client, networks.doubled().SerializeToString(), "net")
             client.post("/engines/net/load")
         with busy(own, 4) as clients:
-            (pid,) = replicas_of(own)
+            (pid,) = own.replica_pids()
             os.kill(pid, signal.SIGKILL)
             own.eventually(lambda: metric(own, "replicas") == 0)
             seen = [client.right for client in clients if not client.is_lost]
@@ -250,7 +241,7 @@ def test_replicas_end_with_the_service_however_that_ends(
         own.build(client, networks.doubled().SerializeToString(), "net")
         client.post("/engines/net/load")
     with busy(own, 4) as clients:
-        pids = replicas_of(own)
+        pids = own.replica_pids()
         assert len(pids) == 2 and own.process is not None
         own.process.send_signal(number)
         status = own.process.wait(30)
