@@ -78,8 +78,7 @@ class Written(NamedTuple):
 
 def written(response: Response) -> Written:
     """A response that has its body already. Raises RuntimeError where `header_lines` does."""
-    parts = response.parts if isinstance(response, TensorResponse) else [response.body]
-    return Written(response.status_code, header_lines(response.raw_headers), parts)
+    return Written(response.status_code, header_lines(response.raw_headers), [response.body])
 
 
 @lru_cache(maxsize=256)

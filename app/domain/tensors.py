@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,7 +36,7 @@ class DType(str, Enum):
     FLOAT32 = "float32"
     FLOAT64 = "float64"
 
-    @property
+    @cached_property  # several times for every request
     def numpy(self) -> np.dtype[Any]:
         """The numpy dtype, little-endian as on every device that this service runs on."""
         return np.dtype(self.value)
