@@ -35,7 +35,7 @@ from app.wiring import Copies, connected_copies
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.05  # between two accounts of what was answered
+TICK_S = 0.1  # between two accounts of what was answered
 WRITE_S = 0.001  # between two looks whether an answer has been written
 IDLE_S = 1.0  # a connection that asks nothing for so long goes back
 
@@ -196,8 +196,9 @@ class Replica:
     def _tick(self) -> None:
         """While there are connections: tell what was answered, and give back those that are idle."""
         now_s = time.monotonic()
-        date = formatdate(time.time(), usegmt=True).encode()
-        self._state.default_headers = [(b"date", date), *self._config.encoded_headers]
+        date = (b"date", formatdate(time.time(), usegmt=True).encode())
+        if date not in self._state.default_headers:
+            self._state.default_headers = [date, *self._config.encoded_headers]
         for connection in self._connections():
             self._end_wait(connection, now_s - connection.seen_s)
         self._tally()
