@@ -63,6 +63,7 @@ class Faults:
         self.all: list[Callable[[], bool]] = [
             self.kill_child,
             self.kill_worker,
+            self.kill_replica,
             self.kill_server,
             self.restart_server,
             self.damage_engine,
@@ -79,6 +80,9 @@ class Faults:
 
     def kill_worker(self) -> bool:
         return _killed(self._service.worker_pid())
+
+    def kill_replica(self) -> bool:
+        return any(_killed(pid) for pid in self._service.replica_pids()[:1])
 
     def kill_server(self) -> bool:
         self._service.kill()
