@@ -141,7 +141,7 @@ class LoadedEngine(Protocol):
         ...
 
     def open_context(self, at_once: int | None = None) -> Context:
-        """A context for the calling thread.
+        """A context for the calling thread, which may be bound to a processor until the context closes.
 
         Args:
             at_once: how many contexts, this one counted, will be at work together: it takes its share of the

@@ -34,6 +34,9 @@ _DTYPES = {
     "tensor(double)": DType.FLOAT64,
 }
 _FATAL = 4  # log severity: every error is raised as well, and the log of a server is not the runtime's
+# Older ones would spin until the run ends, which on busy processors makes it take twice as long.
+_KNOWS_SPIN_TIME = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 27)
+_SPIN_US = 30  # from one operator to the next, where waking a thread would take longer
 
 ort.set_default_logger_severity(_FATAL)
 ort.disable_telemetry_events()  # it would keep a database in the home folder of whoever runs the service
@@ -54,9 +57,9 @@ class OnnxRuntime(Backend):
         Args:
             threads: that share one run; None: half of the processors, or what a context is told about the others.
         """
-        self._processors = len(os.sched_getaffinity(0))
+        self._processors = sorted(os.sched_getaffinity(0))
         self._given_threads = threads
-        self._threads = threads or max(1, self._processors // 2)
+        self._threads = threads or max(1, len(self._processors) // 2)
 
     def facts(self) -> Facts:
         return Facts(self.name, ort.__version__, cpu_name(), platform.machine())
@@ -138,12 +141,19 @@ class OnnxRuntime(Backend):
         except _RuntimeRefused as error:
             raise _unloadable(error) from error
         sessions = _Sessions(partial(self._loaded, engine), engine.stat().st_size, self._threads, session)
-        return _Engine(sessions, self._threads_of, signature)
+        return _Engine(sessions, self._threads_of, self._home, signature)
 
     def _loaded(self, engine: Path, threads: int) -> Any:
         # Whatever was worth optimising is optimised in the file: doing it again would only cost time.
         setup = self._setup(ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
         setup.intra_op_num_threads = threads
+        if self._home(threads) is not None:
+            others = (str(processor + 1) for processor in self._processors[1:])  # the runtime counts from 1
+            setup.add_session_config_entry("session.intra_op_thread_affinities", ";".join(others))
+            if _KNOWS_SPIN_TIME:
+                setup.add_session_config_entry("session.intra_op.allow_spinning", "1")
+                setup.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
+                setup.add_session_config_entry("session.force_spinning_stop", "1")  # at the end of each run
         if is_ort_format(engine):  # of an upload; told by its content, as stored files have no suffix
             setup.add_session_config_entry("session.load_model_format", "ORT")
         try:
@@ -155,7 +165,16 @@ class OnnxRuntime(Backend):
         """Threads of a context that has so many at work beside it, itself counted."""
         if at_once is None or self._given_threads is not None:
             return self._threads
-        return max(1, self._processors // at_once)
+        return max(1, len(self._processors) // at_once)
+
+    def _home(self, threads: int) -> int | None:
+        """The processor of the thread that runs a context of so many threads; None: any.
+
+        Where a run has all processors, each thread has one of its own: left to the system, two of them were seen to
+        share one for seconds, and the run to take twice as long.
+        """
+        has_all = self._given_threads is None and threads == len(self._processors) > 1
+        return self._processors[0] if has_all else None
 
     def _setup(self, level: Any) -> Any:
         setup = ort.SessionOptions()
@@ -226,9 +245,16 @@ class _Sessions:
 class _Engine(LoadedEngine):
     is_on_cpu = True
 
-    def __init__(self, sessions: _Sessions, threads_of: Callable[[int | None], int], signature: Signature) -> None:
+    def __init__(
+        self,
+        sessions: _Sessions,
+        threads_of: Callable[[int | None], int],
+        home: Callable[[int], int | None],
+        signature: Signature,
+    ) -> None:
         self._sessions = sessions
         self._threads_of = threads_of
+        self._home = home
         self._signature = signature
 
     @property
@@ -251,7 +277,8 @@ class _Engine(LoadedEngine):
 
     def open_context(self, at_once: int | None = None) -> Context:
         threads = self._threads_of(at_once)
-        return _Context(self._sessions.taken(threads), self._signature, partial(self._sessions.give, threads))
+        session, give = self._sessions.taken(threads), partial(self._sessions.give, threads)
+        return _Context(session, self._signature, give, self._home(threads))
 
     def close(self) -> None:
         self._sessions.clear()
@@ -259,10 +286,17 @@ class _Engine(LoadedEngine):
 
 
 class _Context(Context):
-    def __init__(self, session: Any, signature: Signature, closed: Callable[[], None]) -> None:
+    def __init__(self, session: Any, signature: Signature, closed: Callable[[], None], home: int | None) -> None:
+        """
+        Args:
+            home: the processor that the calling thread is bound to until the context closes; None: it stays free.
+        """
         self._session: Any = session
         self._outputs = [spec.name for spec in signature.outputs]
         self._closed = closed
+        self._allowed = os.sched_getaffinity(0) if home is not None else None
+        if home is not None:
+            _bind({home})
 
     def run(self, inputs: Tensors) -> Tensors:
         try:
@@ -277,7 +311,14 @@ class _Context(Context):
 
     def close(self) -> None:
         self._session = None
+        if self._allowed is not None:
+            _bind(self._allowed)
         self._closed()
+
+
+def _bind(processors: set[int]) -> None:
+    with suppress(OSError):  # they have been switched off since, and the system has found others
+        os.sched_setaffinity(0, processors)
 
 
 class _RuntimeRefused(Exception):

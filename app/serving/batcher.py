@@ -75,7 +75,8 @@ class MicroBatcher:
         Args:
             rows_max: most rows of a joint run (`rows_limit`); 1 = requests are never joined.
             queue_rows_max: most rows that may wait.
-            wide: a context for a request beside which nothing runs or waits; None: any of the others.
+            wide: a context with every processor, for when fewer requests wait than there are other contexts; nothing
+                runs beside it. None: there is none.
             pace: of an engine that may run on any thread: short runs then stay on the event loop; None: none does.
         """
         self.runs = 0
@@ -83,6 +84,7 @@ class MicroBatcher:
         self.rows = 0  # answered
         self.waiting_rows = 0
         self._idle = list(contexts)
+        self._enough = len(contexts)  # requests that make use of every processor without the wide context
         self._wide = wide  # None while it runs
         self._lent_wide: ContextThread | None = None  # while it runs
         self._pace = pace
@@ -167,7 +169,9 @@ class MicroBatcher:
             context.start(partial(_executed, batch), partial(self._finish, context, batch))
 
     def _free_context(self) -> ContextThread | None:
-        if self._wide is not None and not self._running and len(self._queue) == 1:
+        if self._lent_wide is not None:  # a run beside it would slow both down by more than it waits
+            return None
+        if self._wide is not None and not self._running and len(self._queue) < self._enough:
             context, self._wide = self._wide, None
             self._lent_wide = context
             return context

@@ -66,7 +66,7 @@ class InferenceService:
         self._pool = pool
         self._passed: dict[str, tuple[str, list[tuple[str, Any, Shape]]]] = {}  # by engine: the last form checked
         self._withdrawn: set[str] = set()  # name:version, unloaded by name and not used since
-        self._workers = ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="infer-worker")
+        self._workers = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)), thread_name_prefix="infer-worker")
         self._lookups = Lookups(find, self._workers, clock=clock, found_for_s=found_for_s, changes=changes)
         self.told_to_forget: list[Callable[[str], None]] = []  # an engine's name, as `forget` is
         self._is_closed = False

@@ -13,7 +13,7 @@ from app.domain.errors import ServiceError
 from app.domain.tensors import Signature, Tensors, warm_up_inputs
 from app.serving.batcher import Answered, MicroBatcher, Request, Run, rows_limit
 from app.serving.contexts import ContextThread
-from app.serving.tuning import BUDGET_S, GAIN, ON_LOOP_S, Tuning, fastest, measured
+from app.serving.tuning import GAIN, ON_LOOP_S, WIDE_BUDGET_S, Tuning, measured, reaches
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ async def _wide(
     thread = await _warm(partial(engine.open_context, 1), signature)
     opened.append(thread)
     inputs = warm_up_inputs(signature, 1)
-    if await thread.call(lambda context: fastest(context, inputs, BUDGET_S / 4)) <= GAIN * one_row_s:
+    if await thread.call(lambda context: reaches(context, inputs, GAIN * one_row_s, WIDE_BUDGET_S)):
         return thread
     opened.remove(thread)
     await thread.close()

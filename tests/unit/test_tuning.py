@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from app.backends.base import Context
 from app.domain.tensors import Tensors
 from app.serving.batcher import MicroBatcher
 from app.serving.contexts import ContextThread
-from app.serving.tuning import ON_LOOP_S, Pace, measured
+from app.serving.tuning import ON_LOOP_S, Pace, measured, reaches
 from tests.fakes import FakeContext, FakeEngine, Gate, row, soon
 
 
@@ -57,6 +59,23 @@ def test_measuring_a_slow_engine_is_given_up_in_time() -> None:
     assert slow.spent_s < 1
 
 
+def test_a_goal_is_reached_by_the_first_run_that_is_fast_enough_whatever_held_up_the_others() -> None:
+    slow = Slow(0.01, 0.0)
+    goal_s = 0.005
+    later = threading.Timer(0.05, lambda: setattr(slow, "first_s", 0.001))
+    later.start()
+
+    assert reaches(slow, ones(1), goal_s, limit_s=60)
+    later.join()
+
+
+def test_a_goal_is_given_up_at_the_limit_but_not_for_one_run() -> None:
+    slow = Slow(0.01, 0.0)
+
+    assert not reaches(slow, ones(1), 0.005, limit_s=0)
+    assert slow.spent_s == pytest.approx(0.02)
+
+
 def test_the_pace_is_a_line_that_later_runs_correct() -> None:
     pace = Pace(0.002, 0.001)
     assert pace.seconds(1) == pytest.approx(0.002)
@@ -79,11 +98,19 @@ def test_one_run_that_was_held_up_changes_the_pace_little() -> None:
     assert pace.seconds(1) < ON_LOOP_S
 
 
-async def batcher_of(pace: Pace, *, wide: bool = False, gate: Gate | None = None) -> tuple[MicroBatcher, FakeEngine]:
+@asynccontextmanager
+async def a_batcher(
+    pace: Pace, *, wide: bool = False, gate: Gate | None = None, rows_max: int = 4
+) -> AsyncIterator[tuple[MicroBatcher, FakeEngine]]:
+    """With one context, or with two and the wide one."""
     engine = FakeEngine(gate=gate)
-    contexts = [await ContextThread.opened(engine.open_context) for _ in range(2 if wide else 1)]
-    batcher = MicroBatcher(contexts[:1], rows_max=4, queue_rows_max=100, wide=contexts[1] if wide else None, pace=pace)
-    return batcher, engine
+    contexts = [await ContextThread.opened(engine.open_context) for _ in range(3 if wide else 1)]
+    last = contexts[-1] if wide else None
+    batcher = MicroBatcher(contexts[: 2 if wide else 1], rows_max=rows_max, queue_rows_max=100, wide=last, pace=pace)
+    yield batcher, engine
+    await soon(batcher.close())
+    for context in contexts:
+        await soon(context.close())
 
 
 async def submitted_together(batcher: MicroBatcher, *values: float, return_exceptions: bool = False) -> list[Any]:
@@ -96,49 +123,53 @@ def used(context: FakeContext) -> set[int]:
 
 
 async def test_a_short_run_stays_on_the_event_loop_and_still_joins_what_has_gathered() -> None:
-    batcher, engine = await batcher_of(Pace(ON_LOOP_S / 10, ON_LOOP_S / 100))
+    async with a_batcher(Pace(ON_LOOP_S / 10, ON_LOOP_S / 100)) as (batcher, engine):
+        runs = await soon(submitted_together(batcher, 1, 2, 3))
 
-    runs = await soon(submitted_together(batcher, 1, 2, 3))
-
-    assert used(engine.opened[0]) == {threading.get_ident()}
-    assert [run.outputs["y"][0, 0] for run in runs] == [2, 4, 6]
-    assert [run.batch_rows for run in runs] == [3, 3, 3]
-    await soon(batcher.close())
+        assert used(engine.opened[0]) == {threading.get_ident()}
+        assert [run.outputs["y"][0, 0] for run in runs] == [2, 4, 6]
+        assert [run.batch_rows for run in runs] == [3, 3, 3]
 
 
 async def test_a_long_run_never_holds_up_the_event_loop() -> None:
-    batcher, engine = await batcher_of(Pace(2 * ON_LOOP_S, ON_LOOP_S))
+    async with a_batcher(Pace(2 * ON_LOOP_S, ON_LOOP_S)) as (batcher, engine):
+        await soon(submitted_together(batcher, 1))
 
-    await soon(submitted_together(batcher, 1))
-
-    assert used(engine.opened[0]) == set()
-    await soon(batcher.close())
+        assert used(engine.opened[0]) == set()
 
 
 async def test_a_failing_short_run_fails_its_own_request_only() -> None:
-    batcher, _ = await batcher_of(Pace(ON_LOOP_S / 10, ON_LOOP_S / 100))
+    async with a_batcher(Pace(ON_LOOP_S / 10, ON_LOOP_S / 100)) as (batcher, _):
+        first, poison, last = await soon(submitted_together(batcher, 1, -2, 3, return_exceptions=True))
 
-    first, poison, last = await soon(submitted_together(batcher, 1, -2, 3, return_exceptions=True))
-
-    assert (first.outputs["y"][0, 0], last.outputs["y"][0, 0]) == (2, 6)
-    assert "negative" in str(poison.detail)
-    await soon(batcher.close())
+        assert (first.outputs["y"][0, 0], last.outputs["y"][0, 0]) == (2, 6)
+        assert "negative" in str(poison.detail)
 
 
-async def test_the_lone_request_has_the_wide_context_and_the_next_one_does_not_wait_for_it() -> None:
+async def test_the_lone_request_has_the_wide_context_and_nothing_runs_beside_it() -> None:
     gate = Gate()
-    batcher, engine = await batcher_of(Pace(1, 1), wide=True, gate=gate)
-    narrow, wide = engine.opened
+    async with a_batcher(Pace(1, 1), wide=True, gate=gate) as (batcher, engine):
+        *narrow, wide = engine.opened
 
-    lone = asyncio.create_task(batcher.submit(row(1), 1))
-    await gate.entered(1)
-    assert (wide.runs, narrow.runs) == (1, 0)
-    second = asyncio.create_task(batcher.submit(row(2), 1))
-    await gate.entered(2)
-    assert (wide.runs, narrow.runs) == (1, 1)
-    gate.open()
-    await soon(asyncio.gather(lone, second))
-    await soon(submitted_together(batcher, 3))
+        lone = asyncio.create_task(batcher.submit(row(1), 1))
+        await gate.entered(1)
+        second = asyncio.create_task(batcher.submit(row(2), 1))
+        await asyncio.sleep(0.05)
+        assert (wide.runs, batcher.waiting_rows) == (1, 1)
+        gate.open()
+        await soon(asyncio.gather(lone, second))
 
-    assert (wide.runs, narrow.runs) == (2, 1)
-    await soon(batcher.close())
+        assert (wide.runs, [context.runs for context in narrow]) == (2, [0, 0])
+
+
+async def test_as_many_requests_as_there_are_other_contexts_leave_the_wide_one_alone() -> None:
+    gate = Gate()
+    async with a_batcher(Pace(1, 1), wide=True, gate=gate, rows_max=1) as (batcher, engine):
+        *narrow, wide = engine.opened
+
+        together = asyncio.create_task(submitted_together(batcher, 1, 2))
+        await gate.entered(2)
+        gate.open()
+        await soon(together)
+
+        assert (wide.runs, [context.runs for context in narrow]) == (0, [1, 1])
