@@ -84,6 +84,8 @@ class MicroBatcher:
         self.rows = 0  # answered
         self.waiting_rows = 0
         self._idle = list(contexts)
+        self._working: deque[ContextThread] = deque()  # with one run, the oldest first
+        self._occupied: set[ContextThread] = set()  # with one run, and another behind it
         self._enough = len(contexts)  # requests that make use of every processor without the wide context
         self._wide = wide  # None while it runs
         self._lent_wide: ContextThread | None = None  # while it runs
@@ -175,7 +177,30 @@ class MicroBatcher:
             context, self._wide = self._wide, None
             self._lent_wide = context
             return context
-        return self._idle.pop() if self._idle else None
+        if self._idle:
+            self._working.append(self._idle.pop())
+            return self._working[-1]
+        if self._working and self._looks_ahead():
+            self._occupied.add(context := self._working.popleft())
+            return context
+        return None
+
+    def _looks_ahead(self) -> bool:
+        """Whether a context that runs is given its next run already: while many wait that nothing is gained by
+        joining, so that it does not rest for as long as the event loop takes to hear of its end."""
+        is_crowded = self._pace is not None and self._rows_max == 1 and len(self._queue) >= self._enough
+        return is_crowded and not self._stays_on_loop(self._queue[0].rows)
+
+    def _free(self, context: ContextThread) -> None:
+        """One of the context's runs has ended."""
+        if context is self._lent_wide:
+            self._wide, self._lent_wide = context, None
+        elif context in self._occupied:
+            self._occupied.remove(context)
+            self._working.append(context)
+        else:
+            self._working.remove(context)
+            self._idle.append(context)
 
     @property
     def is_short(self) -> bool:
@@ -205,10 +230,7 @@ class MicroBatcher:
         self, context: ContextThread, batch: list[Request], ran: _Ran | None, error: BaseException | None
     ) -> None:
         self._running -= 1
-        if context is self._lent_wide:
-            self._wide, self._lent_wide = context, None
-        else:
-            self._idle.append(context)
+        self._free(context)
         self.runs += 1
         if ran is not None:
             self._deliver(batch, ran)

@@ -173,3 +173,36 @@ async def test_as_many_requests_as_there_are_other_contexts_leave_the_wide_one_a
         await soon(together)
 
         assert (wide.runs, [context.runs for context in narrow]) == (0, [1, 1])
+
+
+async def test_a_context_has_its_next_run_already_while_many_wait_whose_rows_are_not_joined() -> None:
+    gate = Gate()
+    async with a_batcher(Pace(1, 1), wide=True, gate=gate, rows_max=1) as (batcher, engine):
+        *narrow, wide = engine.opened
+
+        together = asyncio.create_task(submitted_together(batcher, *range(1, 8)))
+        await gate.entered(2)
+        await asyncio.sleep(0.05)
+        # Two run, two are behind them; of the other three no context has any: they may still be cancelled.
+        assert batcher.waiting_rows == 3
+        gate.open()
+        runs = await soon(together)
+
+        assert [float(run.outputs["y"][0, 0]) for run in runs] == [2.0 * value for value in range(1, 8)]
+        assert wide.runs + sum(context.runs for context in narrow) == 7 == batcher.runs
+
+
+async def test_rows_that_are_joined_wait_to_be_joined() -> None:
+    gate = Gate()
+    async with a_batcher(Pace(1, 1), wide=True, gate=gate, rows_max=4) as (batcher, engine):
+        waves = []
+        for number in range(2):
+            waves.append(asyncio.create_task(submitted_together(batcher, 1, 2, 3, 4)))
+            await gate.entered(number + 1)
+        waves.append(asyncio.create_task(submitted_together(batcher, 5, 6, 7, 8)))
+        await asyncio.sleep(0.05)
+        assert batcher.waiting_rows == 4
+        gate.open()
+        await soon(asyncio.gather(*waves))
+
+        assert batcher.runs == sum(context.runs for context in engine.opened) == 3
