@@ -16,8 +16,8 @@ from fastapi import FastAPI
 from app import logs, wiring
 from app.api import headers
 from app.api.app import create_app
-from app.api.connection import Front
 from app.api.fast_path import FastPath
+from app.api.front import Front
 from app.api.services import Services
 from app.api.shortcut import planned
 from app.connections import limits_of

@@ -147,7 +147,8 @@ class Settings(BaseSettings):
         ge=0,
         le=64,
         description="Processes that answer busy connections with copies of small engines; empty: one less than"
-        " processors, 3 at most, and none where TensorRT is installed.",
+        " processors, 3 at most, and none where TensorRT is installed. With TLS, trusted_proxies, log_requests or"
+        " limits of requests there are none.",
     )
     pinned: str = Field(
         "", description="Engines that are loaded at the start and stay: name or name:version, separated by commas."

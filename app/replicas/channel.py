@@ -36,10 +36,6 @@ class Channel:
         self._is_open = True
         self._loop.add_reader(end, self._read)
 
-    @property
-    def is_open(self) -> bool:
-        return self._is_open
-
     def send(self, message: Any, files: list[int] | None = None) -> None:
         """Send; without a wait, and later where the other end is slow.
 

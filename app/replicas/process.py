@@ -11,17 +11,17 @@ from collections.abc import Coroutine
 from contextlib import ExitStack
 from email.utils import formatdate
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.utils import get_remote_addr
 from uvicorn.server import ServerState
 
 from app.api import headers, request_ids
-from app.api.connection import Connection, Front
+from app.api.connection import Connection
 from app.api.exchange import EAGER_BYTES, Exchange
 from app.api.fast_path import FastPath
+from app.api.front import Front
 from app.api.heads import Head, Plan
 from app.api.observed import RequestCounts
 from app.api.shortcut import planned
@@ -30,6 +30,7 @@ from app.domain.builds import Digest, EngineRecord
 from app.domain.errors import ServiceError
 from app.replicas.channel import Channel
 from app.replicas.messages import Back, Drop, Dropped, Forget, Load, Loaded, Take, Tally, ToReplica
+from app.replicas.returned import Returned
 from app.settings import Settings
 from app.wiring import Copies, connected_copies
 
@@ -211,7 +212,9 @@ class Replica:
         rest, exchange = cast(Returned, connection.rest), connection.under_way
         if connection.is_full and waited_s > self._limits.body_timeout_s:
             connection.transport.abort()
-        elif waited_s > IDLE_S and not rest.is_leaving and (exchange is None or exchange.waits_for_client):
+        elif waited_s <= IDLE_S or connection.is_full or rest.is_leaving:
+            return
+        elif exchange is None or exchange.waits_for_client:
             self.hand_back(rest)
 
     def _tally(self) -> None:
@@ -234,62 +237,6 @@ class Replica:
         if self._is_stopping and not self._state.connections:
             self._tally()
             self.ended.set()
-
-
-class Returned:
-    """Stands where uvicorn stands in the service's process: all that it is given goes back there."""
-
-    scheme: Literal["http", "https"] | None = "http"  # nothing else comes here
-    server: tuple[str, int | None] | None = None
-    is_at_rest = True  # what it is given is given on at once
-    is_idle = True
-
-    def __init__(self, replica: Replica) -> None:
-        self.connection: Connection
-        self.client: tuple[str, int] | None = None
-        self.app_state: dict[str, Any] = {}
-        self.is_leaving = False
-        self.is_returned = False
-        self._replica = replica
-        self._data = b""  # to be answered by the service's process
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        self.client = get_remote_addr(transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._replica.lost(self)
-
-    def data_received(self, data: bytes) -> None:
-        self.connection.keep(data)
-        self._replica.hand_back(self)
-
-    def takes_long_way(self, exchange: Exchange) -> bool:
-        self._replica.spawn(self._replica.retry(self, exchange))
-        return True
-
-    def shutdown(self) -> None:
-        self.connection.transport.close()
-
-    def pause_writing(self) -> None:
-        pass
-
-    def resume_writing(self) -> None:
-        pass
-
-    def rest(self) -> None:
-        pass
-
-    def forget_keep_alive(self) -> None:
-        pass
-
-    def end_if_late(self, now_s: float) -> None:
-        pass
-
-    def refuse(self, error: ServiceError) -> None:
-        self.connection.transport.close()
-
-    def refuse_slow_body(self) -> None:
-        self.connection.transport.close()
 
 
 def _planned(copies: Copies, fast_path: FastPath, head: Head) -> Plan | None:

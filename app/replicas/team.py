@@ -11,16 +11,19 @@ import socket
 import time
 import warnings
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 from app import logs
-from app.api.connection import Connection, Front
+from app.api.connection import Connection
+from app.api.front import Front
 from app.api.observed import RequestCounts
 from app.backends import registry
 from app.domain.builds import Digest
+from app.domain.errors import BackendMissing
 from app.replicas.channel import Channel, pair
 from app.replicas.messages import Back, Drop, Forget, FromReplica, Load, Loaded, Stop, Take, Tally, ToReplica
 from app.serving.service import InferenceService
@@ -50,7 +53,8 @@ def forked(settings: Settings, listener: socket.socket) -> list[Forked]:
     made: list[Forked] = []
     count = _count(settings)
     if count:
-        registry.available()  # imports the runtime, whose pages are then shared
+        with suppress(BackendMissing):
+            registry.backend("onnxruntime")  # imports the runtime, whose pages are then shared
     gc.collect()
     gc.freeze()  # what was made so far stays: no collection looks at it again, or writes into pages that are shared
     for _ in range(count):

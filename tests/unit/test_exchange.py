@@ -14,8 +14,8 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from app.api.connection import Front
 from app.api.exchange import BODY, EAGER_BYTES
+from app.api.front import Front
 from app.api.heads import Head, Plan, parsed
 from app.connections import ConnectionLimits
 
