@@ -127,6 +127,7 @@ class Replica:
         if record is not None:
             self._used.pop(blob, None)
             await self._opened_copies().inference.pool.unload(record)
+        self._tally()  # first: what is counted for a deleted engine is forgotten once its copies are gone
         self._channel.send(Dropped(blob))
 
     def _stop(self) -> None:

@@ -189,10 +189,10 @@ class InferenceService:
     async def drop(self, record: EngineRecord) -> None:
         """Unload an engine that has been deleted; one that still serves leaves when its requests end."""
         self.forget(record.ref)
-        self.statistics.forget(record.ref)
         self._withdrawn.discard(record.ref)
         with contextlib.suppress(InUse):
             await self._pool.unload(record)
+        self.statistics.forget(record.ref)
 
     def forget(self, ref: str) -> None:
         """Look the engine up anew at its next request: it was published, deleted or changed."""

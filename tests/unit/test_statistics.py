@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.domain.errors import ExecutionFailed
+from app.serving.batcher import Run
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
+from app.serving.statistics import STAGES, Statistics
 from tests.fakes import FakeEngine, Gate, engine_record, eventually, row
 
 RECORD = engine_record()
@@ -92,3 +94,28 @@ async def test_an_engine_is_withdrawn_from_its_unload_until_it_is_used_or_loaded
         assert service.is_withdrawn(RECORD)
         await bring_back()
         assert not service.is_withdrawn(RECORD)
+
+
+def test_totals_of_two_processes_are_as_those_of_one_that_answered_all() -> None:
+    runs = [Run({}, 1.5 * number, 0.7 * number, 1 + number % 3, number % 2 == 0) for number in range(1, 20)]
+    one, parts = Statistics(), (Statistics(), Statistics())
+    for number, run in enumerate(runs):
+        for statistics in (one, parts[number % 2]):
+            statistics.add_answer("net:1", (run,), 2, 0.001 * number, 0.0005 * (number % 4))
+            statistics.add_coding("net:1", input_ns=1000 * number, output_ns=500)
+            statistics.add_failure("net:1", 0.25)
+
+    merged = Statistics()
+    for part in parts:
+        merged.merge(part.taken())
+
+    assert all(part.known() == [] for part in parts)
+    found, wanted = merged.of("net:1"), one.of("net:1")
+    for name in ("requests", "rows", "runs", "failures", "total_ns", "failed_ns", "queue_ns", "input_ns", "compute_ns"):
+        assert getattr(found, name) == getattr(wanted, name), name
+    assert (found.output_ns, found.by_rows) == (wanted.output_ns, wanted.by_rows)
+    assert found.last_answer_ms == pytest.approx(wanted.last_answer_ms, abs=1000)
+    spreads = [(found.seconds, wanted.seconds), (found.run_rows, wanted.run_rows)]
+    spreads += [(found.stage_seconds[stage], wanted.stage_seconds[stage]) for stage in STAGES]
+    for mine, other in spreads:
+        assert (mine.cumulative(), mine.total) == (other.cumulative(), pytest.approx(other.total))
