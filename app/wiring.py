@@ -85,7 +85,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     inspections = Inspections(
         partial(_inspected, store, settings), settings.cache_dir / "inspections", _inspected_under
     )
-    keys = KeyRing(KeyStore(database))
+    keys = KeyRing(KeyStore(database), partial(RevisionWatch, database))
     keys.start()
     watch = RevisionWatch(database)
     inference = InferenceService(catalogue.engine, pool, changes=watch.count)
@@ -144,7 +144,7 @@ def connected_copies(settings: Settings) -> Iterator[Copies]:
         contexts=settings.contexts,
         queue_rows_max=settings.queue_rows_max,
     )
-    keys = KeyRing(KeyStore(database))
+    keys = KeyRing(KeyStore(database), partial(RevisionWatch, database))
     keys.start()
     watch = RevisionWatch(database)
     try:

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from app.domain.access import ApiKey, Visitor, digest_of
 from app.domain.errors import KeyExpired, KeyUnknown
 from app.storage.keys import KeyStore
+from app.storage.watch import RevisionWatch
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,18 @@ class _Entry:
 class KeyRing:
     """Keys as of the last look at the database. If that fails, those of the look before stay."""
 
-    def __init__(self, store: KeyStore, now_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: KeyStore,
+        watched: Callable[[], RevisionWatch] | None = None,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        Args:
+            watched: a new watch over the store's database, so that nothing is read for nothing; None: there is none.
+        """
         self._store = store
+        self._watched = watched
         self._now_s = now_s
         self._entries: dict[bytes, _Entry] = {}
         self._used_s: dict[str, float] = {}
@@ -93,19 +104,37 @@ class KeyRing:
 
     def _watch(self) -> None:
         noted = time.monotonic()
+        watch = self._new_watch()
+        seen = None
         while not self._stopping.wait(LOOK_S):
-            self._guarded(self.refresh)
+            count = watch.count() if watch is not None else None
+            if count is None or count != seen:
+                # Only a look that went well counts as one.
+                seen = count if self._guarded(self.refresh) else None
             if time.monotonic() - noted > NOTE_S:
                 noted = time.monotonic()
                 self._guarded(self.note_use)
         self._guarded(self.note_use)
+        if watch is not None:
+            watch.close()
 
-    def _guarded(self, look: Callable[[], None]) -> None:
-        """A database that cannot be read now may be readable next time: no failure may end the watch."""
+    def _new_watch(self) -> RevisionWatch | None:
+        """Made by the thread that uses it. Without one, every look reads."""
+        try:
+            return self._watched() if self._watched is not None else None
+        except Exception as error:
+            log.warning("changes of the keys cannot be watched", exc_info=error)
+            return None
+
+    def _guarded(self, look: Callable[[], None]) -> bool:
+        """Whether it went well. A database that cannot be read now may be readable next time: no failure may end the
+        watch."""
         try:
             look()
         except Exception as error:
             log.warning("the keys could not be looked up", exc_info=error)
+            return False
+        return True
 
 
 def _entry(key: ApiKey) -> _Entry:
