@@ -36,9 +36,7 @@ class Soaked:
 
     acts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
-    memory_mib: list[tuple[float, float]] = field(
-        default_factory=list
-    )  # seconds since the begin; resident, replicas included
+    memory_mib: list[tuple[float, float]] = field(default_factory=list)  # seconds since the begin; with replicas
 
 
 def main() -> int:

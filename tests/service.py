@@ -129,8 +129,9 @@ class Service:
         """The processes that the service was forked into: their command is its own."""
         assert self.process is not None
         own = self.process.pid
+        command = _command(own)
         children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-        return [int(pid) for pid in children if _command(int(pid)) == _command(own)]
+        return [int(pid) for pid in children if _command(int(pid)) == command]
 
 
 def _command(pid: int) -> list[bytes]:

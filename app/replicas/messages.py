@@ -60,7 +60,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Back:
-    """The connection that comes with this is yours again; a second file, if there is one, holds `data` instead."""
+    """The connection that comes with this is yours again."""
 
     data: bytes  # read from it and not answered
     ref: str | None = None  # the engine of which there is no warm copy here any more

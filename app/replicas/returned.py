@@ -30,7 +30,6 @@ class Returned:
         self.is_leaving = False
         self.is_returned = False
         self._replica = replica
-        self._data = b""  # to be answered by the service's process
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         self.client = get_remote_addr(transport)

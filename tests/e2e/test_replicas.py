@@ -37,8 +37,6 @@ class Busy:
         self._factors = factors
         self._headers = headers
         self._client = Client(service)
-        self._free = threading.Event()
-        self._free.set()
         self._is_over = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._ask)
