@@ -32,6 +32,7 @@ class ConnectionLimits:
     body_timeout_s: float
     header_bytes_max: int
     connections_max: int = 4096
+    busy_poll_s: float = 0  # for the next request of a client that asks at once
 
 
 class _Phase(Enum):
@@ -196,7 +197,11 @@ def limits_of(settings: Settings) -> ConnectionLimits:
     if connections_max < settings.max_connections:
         log.warning("the system's limit of open files allows fewer connections", extra={"connections": connections_max})
     return ConnectionLimits(
-        settings.header_timeout_s, settings.body_timeout_s, settings.max_header_kib << 10, connections_max
+        settings.header_timeout_s,
+        settings.body_timeout_s,
+        settings.max_header_kib << 10,
+        connections_max,
+        settings.busy_poll_us / 1e6,
     )
 
 

@@ -142,6 +142,13 @@ class Settings(BaseSettings):
     contexts: int = Field(
         0, ge=0, le=64, description="Contexts (parallel runs) of each warm engine; 0: what its backend is best with."
     )
+    busy_poll_us: int = Field(
+        200,
+        ge=0,
+        le=100_000,
+        description="So long the server waits awake for the next request of a lone client that asks again at once, in"
+        " microseconds; saves such a client a wake-up. 0: never, which saves power.",
+    )
     replicas: int | None = Field(
         None,
         ge=0,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from app.api.exchange import Exchange
 from app.api.heads import HEAD_BYTES_MAX
+from app.api.rest import Rest
 from app.connections import BODY_BYTES_MIN
 from app.domain.errors import ServiceError
 
@@ -24,39 +25,6 @@ if TYPE_CHECKING:
 
 AHEAD_BYTES_MAX = 1 << 16  # of pipelined requests that wait for the one before
 BUSY_REQUESTS, BUSY_S = 32, 0.5  # so many requests in so long: a connection that another process might relieve
-
-
-class Rest(Protocol):
-    """Who has the requests of a connection that are not answered here: uvicorn, in the service's own process."""
-
-    scheme: Literal["http", "https"] | None
-    client: tuple[str, int] | None
-    server: tuple[str, int | None] | None
-    app_state: dict[str, Any]
-
-    @property
-    def is_at_rest(self) -> bool:
-        """Whether it is between two requests."""
-        ...
-
-    @property
-    def is_idle(self) -> bool: ...
-
-    def connection_made(self, transport: asyncio.Transport) -> None: ...
-    def connection_lost(self, exc: Exception | None) -> None: ...
-    def data_received(self, data: bytes) -> None: ...
-    def pause_writing(self) -> None: ...
-    def resume_writing(self) -> None: ...
-    def shutdown(self) -> None: ...
-    def rest(self) -> None: ...
-    def forget_keep_alive(self) -> None: ...
-    def end_if_late(self, now_s: float) -> None: ...
-    def refuse(self, error: ServiceError) -> None: ...
-    def refuse_slow_body(self) -> None: ...
-
-    def takes_long_way(self, exchange: Exchange) -> bool:
-        """Whether it answers a request that the fast path has not taken; else the application does."""
-        ...
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -84,6 +52,8 @@ class Connection(asyncio.BufferedProtocol):
         self._stays = front.others is None  # in this process
         self._in_a_row = 0  # requests that the fast path has answered
         self._row_since_s = self.seen_s
+        self._ended_s = 0.0  # when its last request was answered here
+        self._is_prompt = False  # it asks again at once, and nobody else does
 
     # --- asyncio's calls -------------------------------------------------------------------------------------------
 
@@ -108,6 +78,7 @@ class Connection(asyncio.BufferedProtocol):
         if exchange is not None and exchange.room is not None:
             self._stretch_bytes += nbytes
             exchange.filled(nbytes)
+            self._await_body(exchange)
         elif exchange is not None or self._is_held:
             self.keep(bytes(self.front.view[:nbytes]))
         else:
@@ -182,7 +153,9 @@ class Connection(asyncio.BufferedProtocol):
         """The exchange is over: its answer is written, its body used up."""
         ended, self._exchange = self._exchange, None
         assert ended is not None
-        self.seen_s = time.monotonic()
+        self.seen_s = self._ended_s = time.monotonic()
+        if self._is_prompt:
+            self.front.busy_poll.begin(self.loop, self._ended_s)
         self._has_served = True
         self.state.total_requests += 1
         if not keeps_alive or self.is_closing:
@@ -283,10 +256,21 @@ class Connection(asyncio.BufferedProtocol):
             self.rest.forget_keep_alive()
             self.rest.rest()
         self._stretch_since_s, self._stretch_bytes = self.seen_s, 0
-        self._exchange = Exchange(self, plan)
-        rest = self._exchange.begin(view[head_bytes:])
+        self._is_prompt = self.front.busy_poll.deserves(self, self.seen_s - self._ended_s)
+        self._exchange = exchange = Exchange(self, plan)
+        rest = exchange.begin(view[head_bytes:])
+        self._await_body(exchange)
         if len(rest):
             self.keep(bytes(rest))
+
+    def _await_body(self, exchange: Exchange) -> None:
+        """Stay awake for what is missing of the body, and no longer."""
+        if not self._is_prompt:
+            return
+        if exchange.room is not None:
+            self.front.busy_poll.begin(self.loop, self.seen_s)
+        else:
+            self.front.busy_poll.end()
 
     def keep(self, data: bytes) -> None:
         self._ahead += data

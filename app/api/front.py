@@ -13,6 +13,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from app.api.busy_poll import BusyPoll
 from app.api.connection import Connection
 from app.api.exchange import Exchange
 from app.api.heads import Heads, Planner
@@ -56,6 +57,7 @@ class Front:
         self._made: Callable[[], Connection] | None = None  # as uvicorn has them made
         self.heads = Heads(planner)
         self.limits = limits
+        self.busy_poll = BusyPoll(limits.busy_poll_s)
         # One buffer for all: what was read is used up before anything else is read.
         self.read = bytearray(READ_BYTES)
         self.view = memoryview(self.read)

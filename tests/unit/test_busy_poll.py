@@ -1,0 +1,197 @@
+"""The event loop that waits awake: told by the patience of its selector, so that no clock decides."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from app.api.busy_poll import BusyPoll
+from app.api.exchange import BODY
+from app.api.front import Front
+from app.api.heads import Head, Plan
+from app.connections import ConnectionLimits
+
+HOUR_S = 3600.0
+LONG_S = 30
+
+
+class Selector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]  # chosen when it is imported
+    """Notes whether it was let sleep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.slept += timeout is None or timeout > 0
+        return super().select(timeout)
+
+
+@contextmanager
+def loop_over(selector: Selector) -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.SelectorEventLoop(selector)
+    try:
+        yield loop
+    finally:
+        loop.close()
+
+
+def slept(begin: Callable[[BusyPoll, asyncio.AbstractEventLoop], None], limit_s: float) -> bool:
+    """Whether the loop slept in the hundredth of a second after the beginning."""
+    selector = Selector()
+    with loop_over(selector) as loop:
+        poll = BusyPoll(limit_s)
+
+        async def wait() -> None:
+            begin(poll, loop)
+            await asyncio.sleep(0.01)
+
+        loop.run_until_complete(wait())
+        poll.end()
+    return selector.slept > 0
+
+
+def test_the_loop_does_not_sleep_while_it_polls():
+    assert not slept(lambda poll, loop: poll.begin(loop, loop.time()), HOUR_S)
+
+
+def test_the_loop_sleeps_again_once_the_limit_has_passed():
+    assert slept(lambda poll, loop: poll.begin(loop, loop.time() - HOUR_S), HOUR_S)
+
+
+def test_the_loop_sleeps_again_once_that_has_come_which_was_waited_for():
+    def begun_and_ended(poll: BusyPoll, loop: asyncio.AbstractEventLoop) -> None:
+        poll.begin(loop, loop.time())
+        poll.end()
+
+    assert slept(begun_and_ended, HOUR_S)
+
+
+def test_a_poll_that_was_ended_and_begun_again_goes_on():
+    def begun_twice(poll: BusyPoll, loop: asyncio.AbstractEventLoop) -> None:
+        poll.begin(loop, loop.time())
+        poll.end()
+        poll.begin(loop, loop.time())
+
+    assert not slept(begun_twice, HOUR_S)
+
+
+@pytest.mark.parametrize(
+    ("asked", "waited_s", "limit_s", "expected"),
+    [
+        ("aa", 0.1, 0.2, True),
+        ("aa", 0.3, 0.2, False),  # too slow a client
+        ("ab", 0.1, 0.2, False),  # another one asks as well
+        ("a", 0.1, 0.2, False),
+        ("aba", 0.1, 0.2, False),
+        ("abb", 0.1, 0.2, True),
+        ("aa", 0.0, 0, False),  # switched off
+    ],
+)
+def test_only_a_lone_client_that_asks_at_once_is_waited_for(asked, waited_s, limit_s, expected):
+    poll = BusyPoll(limit_s)
+
+    assert [poll.deserves(one, waited_s) for one in asked][-1] is expected
+
+
+# --- a server -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def server(busy_poll_s: float) -> Iterator[tuple[int, Selector]]:
+    """Its port, and what tells whether it sleeps."""
+    selector, started = Selector(), threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    front: Any = Front(planned, ConnectionLimits(LONG_S, LONG_S, 1 << 15, busy_poll_s=busy_poll_s))
+    config = uvicorn.Config(length, http=front, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    running = uvicorn.Server(config)
+
+    def serve() -> None:
+        with loop_over(selector) as loop:
+            started.set()
+            loop.run_until_complete(running.serve([listener]))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    started.wait(LONG_S)
+    try:
+        yield listener.getsockname()[1], selector
+    finally:
+        running.should_exit = True
+        front.busy_poll.end()
+        thread.join(LONG_S)
+    assert not thread.is_alive()
+
+
+def planned(head: Head) -> Plan:
+    async def unused(scope: Scope) -> Any: ...
+
+    return Plan(head, "net", 0, lambda: True, unused)
+
+
+async def length(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = str(len(await scope[BODY]())).encode()
+    if scope["path"].endswith("slow"):
+        await asyncio.sleep(0.02)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
+    await send({"type": "http.response.body", "body": answer})
+
+
+def ask(connection: http.client.HTTPConnection, body: bytes = b"x", name: str = "net") -> bytes:
+    connection.request("POST", f"/infer/{name}", body)
+    return connection.getresponse().read()
+
+
+def sleeps_after(port: int, selector: Selector, *connections: http.client.HTTPConnection) -> int:
+    """How often the server sleeps while each connection asks ten times, one after another."""
+    before = selector.slept
+    for _ in range(10):
+        for connection in connections:
+            assert ask(connection) == b"1"
+    return selector.slept - before
+
+
+def test_a_lone_client_is_waited_for_awake_and_its_body_too():
+    with server(HOUR_S) as (port, selector):
+        lone = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
+        ask(lone), ask(lone)
+        before = selector.slept
+        for size in (1, 100_000, 1_000_000):
+            assert ask(lone, bytes(size)) == str(size).encode()
+        assert selector.slept == before
+        lone.close()
+
+
+def test_the_server_sleeps_while_its_engine_works():
+    with server(HOUR_S) as (port, selector):
+        lone = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
+        ask(lone), ask(lone)
+        before = selector.slept
+        assert ask(lone, name="slow") == b"1"
+        assert selector.slept > before
+        lone.close()
+
+
+def test_two_clients_in_turn_are_waited_for_asleep():
+    with server(HOUR_S) as (port, selector):
+        two = [http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S) for _ in range(2)]
+        assert sleeps_after(port, selector, *two) > 0
+        for one in two:
+            one.close()
+
+
+def test_nobody_is_waited_for_awake_where_it_is_switched_off():
+    with server(0) as (port, selector):
+        lone = http.client.HTTPConnection("127.0.0.1", port, timeout=LONG_S)
+        assert sleeps_after(port, selector, lone) > 0
+        lone.close()
