@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ import onnxruntime
 from bench_cases import Case, JpegCase
 from bench_cells import WARM_S, Cell, bare, loaded, run_rounds
 from bench_raw import Order
+from bench_report import rendered
 from bench_systems import BareLoops, asgi, bare_loops, engine_file, pid_of, port_of, resident_mib
 from bench_targets import Goal, Results, goals
+from bench_triton import Triton, Way, ways
 from load_generator import LoadGenerator, post
 from pydantic import TypeAdapter
 
@@ -55,6 +57,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", default="tiny,resnet18,resnet18-u8", help="fewer: quicker, and without the goals")
     parser.add_argument("--server-cores", type=int, default=0, help="0: all but the load generator's")
     parser.add_argument("--granian", type=Path, help="also measure granian: a folder filled by pip install --target")
+    parser.add_argument("--triton", type=Path, help="also measure Triton: its program, tritonserver")
+    parser.add_argument(
+        "--triton-backend",
+        type=Path,
+        default=Path("/opt/tritonserver/backends"),
+        help="its folder of backends; or libonnxruntime.so, for a backend that is compiled here",
+    )
     parser.add_argument("--json", type=Path, help="write all figures here")
     args = parser.parse_args()
     args.clients = tuple(int(count) for count in args.clients.split(","))
@@ -78,6 +87,10 @@ class Bench:
         every = [bench_cases.tiny(), bench_cases.resnet18(width, side), bench_cases.resnet18_u8(width, side)]
         self._cases = [case for case in every if case.name in args.cases.split(",")]
         self._is_whole = len(self._cases) == len(every)
+        self._triton = None
+        if args.triton:
+            (folder / "triton").mkdir()
+            self._triton = Triton(args.triton, args.triton_backend, folder / "triton")
 
     def report(self) -> dict[str, Any]:
         """Everything that was found."""
@@ -92,7 +105,11 @@ class Bench:
         found = [{"case": c.case, "system": c.system, "clients": c.clients, **c.found.described()} for c in cells]
         return {
             "machine": f"{len(self._servers)} cores of {cpu_name()} for the servers, 1 for the load generator",
-            "versions": {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__},
+            "versions": {
+                "python": platform.python_version(),
+                "onnxruntime": onnxruntime.__version__,
+                "triton's onnxruntime": self._triton.version if self._triton else "",
+            },
             "commit": _commit(),
             "at": time.strftime("%Y-%m-%d"),
             "load_before": round(self._load_before, 1),
@@ -126,16 +143,31 @@ class Bench:
         return {"case": case.name, "clients": clients, "per_s": load.per_s, "generator_busy": round(load.busy, 3)}
 
     def _memory(self) -> dict[str, float]:
-        """Resident memory of a fresh server with one warm engine, after load by the most clients."""
+        """Resident memory of a fresh server with one warm engine, after load by the most clients; of Triton's ways,
+        that which takes the least."""
         found = {}
         for case in self._cases:
             with bench_systems.service(self._data, self._servers, "--no-worker") as running:
-                requests = self._generator.written(f"memory-{case.name}", case.v2())
-                clients, seconds = max(self._args.clients), self._args.seconds
-                self._generator.run(port_of(running), requests, clients, seconds, warm_s=1, keep_every=10**9)
-                found[case.name] = round(resident_mib(pid_of(running)), 1)
+                found[case.name] = self._loaded_mib(case, port_of(running), pid_of(running))
             _tell(f"memory with {case.name}: {found[case.name]} MiB")
+        for case in self._cases_of_triton:
+            mib = []
+            for way in ways(len(self._servers)):
+                with self._triton_running(way, [case]) as (port, pid):
+                    mib.append(self._loaded_mib(case, port, pid))
+            found[f"Triton, {case.name}"] = min(mib)
         return found
+
+    def _loaded_mib(self, case: Case, port: int, pid: int) -> float:
+        requests = self._generator.written(f"memory-{case.name}", case.v2())
+        clients, seconds = max(self._args.clients), self._args.seconds
+        self._generator.run(port, requests, clients, seconds, warm_s=1, keep_every=10**9)
+        return round(resident_mib(pid), 1)
+
+    @property
+    def _cases_of_triton(self) -> list[Case]:
+        """Those whose uploaded model takes what its engine takes."""
+        return [case for case in self._cases if self._triton is not None and not case.options]
 
     # --- cells ---------------------------------------------------------------------------------------------------
 
@@ -151,11 +183,14 @@ class Bench:
                 asgi("service", "granian", self._servers, path=folder, JETFORGE_DATA_DIR=str(self._data))
             )
         own = (port_of(running), pid_of(running))
+        tritons = self._tritons()
         cells: list[Cell] = []
         for case in self._cases:
             cells += self._bare(loops, case)
             cells += self._echoes(ports, case)
             cells += self._served(own, case, granian)
+            if case in self._cases_of_triton:
+                cells += self._asked(case, case.v2(), tritons)
         if not self._is_whole:
             return cells
         recipe = engines["resnet18-u8"]["preprocess"]
@@ -186,14 +221,25 @@ class Bench:
             for count in self._args.clients
         ]
 
+    def _tritons(self) -> dict[str, tuple[int, int]]:
+        cases = self._cases_of_triton
+        started = ways(len(self._servers)) if cases else []
+        return {way.name: self._opened.enter_context(self._triton_running(way, cases)) for way in started}
+
+    def _triton_running(self, way: Way, cases: list[Case]) -> AbstractContextManager[tuple[int, int]]:
+        assert self._triton is not None
+        return self._triton.running(way, cases, self._servers)
+
     def _served(self, own: tuple[int, int], case: Case, others: dict[str, tuple[int, int]]) -> list[Cell]:
-        v2 = self._generator.written(f"v2-{case.name}", case.v2())
-        plain = self._generator.written(f"plain-{case.name}", case.plain())
-        ways = [("v2", own, v2), ("/infer", own, plain)]
-        ways += [(f"v2, {server}", other, v2) for server, other in others.items()]
+        v2 = {"v2": own, **{f"v2, {server}": other for server, other in others.items()}}
+        return self._asked(case, case.v2(), v2) + self._asked(case, case.plain(), {"/infer": own})
+
+    def _asked(self, case: Case, requests: list[bytes], servers: dict[str, tuple[int, int]]) -> list[Cell]:
+        """The same requests to each server, by the name of its row."""
+        written = self._generator.written(f"{case.name}-{next(iter(servers)).strip('/')}", requests)
         return [
-            loaded(self._generator, (case.name, name, count), to, requests, self._seconds(case), case.is_right)
-            for name, to, requests in ways
+            loaded(self._generator, (case.name, name, count), to, written, self._seconds(case), case.is_right)
+            for name, to in servers.items()
             for count in self._args.clients
         ]
 
@@ -222,39 +268,6 @@ class Bench:
 
     def _seconds(self, case: Case) -> float:
         return float(self._args.seconds / 2 if case.name == "tiny" else self._args.seconds)
-
-
-def rendered(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    lines = [
-        f"{report['machine']}; commit {report['commit']}; {report['at']}; {report['rounds']} round(s);"
-        f" others' load before the run {report['load_before']:.1f}",
-        "",
-    ]
-    lines += [
-        "| case | system | clients | requests/s | p50 ms | p99 ms | server µs | generator busy |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in report["cells"]:
-        per_s, busy = f"{row['per_s']:,.0f}", f"{row['generator_busy']:.0%}" if row["generator_busy"] else ""
-        lines.append(
-            f"| {row['case']} | {row['system']} | {row['clients']} | {per_s} | {row['p50_ms']:.2f} |"
-            f" {row['p99_ms']:.2f} | {_shown(row['server_cpu_us'])} | {busy} |"
-        )
-    lines += ["", "| load generator against a server in C that does nothing | clients | requests/s |", "|---|---|---|"]
-    lines += [f"| {row['case']} | {row['clients']} | {row['per_s']:,.0f} |" for row in report["generator_ceilings"]]
-    if report["goals"]:
-        lines += ["", "| ratio of this run | found | wanted | |", "|---|---|---|---|"]
-    for goal in report["goals"]:
-        sign, met = "≤" if goal["is_at_most"] else "≥", "met" if goal["is_met"] else "not met"
-        lines.append(f"| {goal['what']} | {goal['value']:.2f} | {sign} {goal['wanted']:.2f} | {met} |")
-    checked, wrong, failed = (sum(row[name] for row in report["cells"]) for name in ("checked", "wrong", "failed"))
-    lines += ["", f"{checked} answers checked, {wrong} wrong; {failed} requests failed."]
-    return "\n".join(lines)
-
-
-def _shown(microseconds: float | None) -> str:
-    return "" if microseconds is None else f"{microseconds:,.0f}"
 
 
 def _commit() -> str:

@@ -1,8 +1,8 @@
 """What was found as ratios of one run, beside the targets.
 
-The targets are set against Triton's C++ server with its ONNX Runtime backend, which cannot be assumed to be here.
-They are carried over by what Triton itself reached of the same references on a machine of four cores, in the
-table below; a bare loop and a bare echo can be measured anywhere.
+The targets are set against Triton's C++ server with ONNX Runtime behind it. Where that server is not in the run, they
+are carried over by what it reached of the same references on a machine of four cores, in the table below; a bare loop
+and a bare echo can be measured anywhere.
 """
 
 from __future__ import annotations
@@ -41,43 +41,79 @@ class Goal:
 
 def goals(results: Results, memory_mib: Mapping[str, float], clients: tuple[int, ...]) -> list[Goal]:
     """Every target that this run can judge."""
-    found = [*_resnet(results, clients), *_tiny(results, clients), *_images(results, clients)]
+    has_triton = any(_is_triton(system) for _, system, _ in results)
+    found = [*_of_the_best_loop(results, clients), *_times_python(results, clients)]
+    found += _beside_triton(results, clients) if has_triton else _carried_over(results, clients)
+    found += _images(results, clients)
     if 8 in clients:
         for case in ("tiny", "resnet18", "resnet18-u8", "jpeg"):
             described = results[case, "/infer" if case == "jpeg" else "v2", 8].described()
             value = described["p99_ms"] / max(described["p50_ms"], 1e-9)
             found.append(Goal(f"{case}, 8 clients: p99 / p50", value, SPREAD, is_at_most=True))
-    for case, mib in TRITON_MIB.items():
-        what = f"{case}: resident memory after load by {clients[-1]} clients, MiB (Triton's {mib} + {MORE_MIB})"
+    for case, elsewhere_mib in TRITON_MIB.items():
+        mib = memory_mib.get(f"Triton, {case}", elsewhere_mib)
+        what = f"{case}: resident memory after load by {clients[-1]} clients, MiB (Triton's {mib:.0f} + {MORE_MIB})"
         found.append(Goal(what, memory_mib[case], mib + MORE_MIB, is_at_most=True))
     return found
 
 
-def _resnet(results: Results, clients: tuple[int, ...]) -> list[Goal]:
+def _of_the_best_loop(results: Results, clients: tuple[int, ...]) -> list[Goal]:
+    return [
+        Goal(
+            f"resnet18, {count} clients: of the best bare loop",
+            ratio(results["resnet18", "v2", count], _best(results, "resnet18")),
+            OF_BEST,
+        )
+        for count in clients
+        if count > 1  # one run at a time is not the best of the loops
+    ]
+
+
+def _times_python(results: Results, clients: tuple[int, ...]) -> list[Goal]:
+    return [
+        Goal(
+            f"tiny, {count} clients: of the bare echo (3 × the best Python server)",
+            ratio(results["tiny", "v2", count], results["tiny", "echo", count]),
+            TIMES_PYTHON * PYTHON_TINY[count] / ECHO_TINY[count],
+        )
+        for count in clients
+        if count in (8, 32)
+    ]
+
+
+def _beside_triton(results: Results, clients: tuple[int, ...]) -> list[Goal]:
+    """Of Triton in this run, in the way that was the fastest with so many clients."""
     found = []
-    for count in clients:
-        served = results["resnet18", "v2", count]
-        if count == 1:
-            wanted = AHEAD * TRITON_RESNET_1 / BARE_RESNET_1
-            what = "resnet18, 1 client: of the best bare loop of one run at a time (Triton's share × 1.05)"
-            found.append(Goal(what, ratio(served, _best(results, "resnet18", loops=1)), wanted))
-        else:
-            what = f"resnet18, {count} clients: of the best bare loop"
-            found.append(Goal(what, ratio(served, _best(results, "resnet18")), OF_BEST))
+    for case, wanted in (("tiny", 1.0), ("resnet18", AHEAD)):
+        for count in clients:
+            tritons = [
+                of
+                for (name, system, asked), of in results.items()
+                if (name, asked) == (case, count) and _is_triton(system)
+            ]
+            best = max(tritons, key=lambda of: float(np.median(of.per_s)))
+            kind = ", the stretch goal" if case == "tiny" and count > 1 else ""
+            found.append(
+                Goal(f"{case}, {count} client(s): of Triton{kind}", ratio(results[case, "v2", count], best), wanted)
+            )
     return found
 
 
-def _tiny(results: Results, clients: tuple[int, ...]) -> list[Goal]:
+def _is_triton(system: str) -> bool:
+    return system.startswith("Triton")
+
+
+def _carried_over(results: Results, clients: tuple[int, ...]) -> list[Goal]:
     found = []
-    for count in clients:
+    for count in (count for count in clients if count in CLIENTS):
         of_echo = ratio(results["tiny", "v2", count], results["tiny", "echo", count])
-        if count in (8, 32):
-            wanted = TIMES_PYTHON * PYTHON_TINY[count] / ECHO_TINY[count]
-            found.append(Goal(f"tiny, {count} clients: of the bare echo (3 × the best Python server)", of_echo, wanted))
-        if count in CLIENTS:
-            wanted = TRITON_TINY[count] / ECHO_TINY[count]
-            kind = "Triton" if count == 1 else "Triton, the stretch goal"
-            found.append(Goal(f"tiny, {count} client(s): of the bare echo ({kind})", of_echo, wanted))
+        kind = "Triton" if count == 1 else "Triton, the stretch goal"
+        wanted = TRITON_TINY[count] / ECHO_TINY[count]
+        found.append(Goal(f"tiny, {count} client(s): of the bare echo ({kind})", of_echo, wanted))
+    if 1 in clients:
+        what = "resnet18, 1 client: of the best bare loop of one run at a time (Triton's share × 1.05)"
+        of_loop = ratio(results["resnet18", "v2", 1], _best(results, "resnet18", loops=1))
+        found.append(Goal(what, of_loop, AHEAD * TRITON_RESNET_1 / BARE_RESNET_1))
     return found
 
 
