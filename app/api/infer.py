@@ -6,7 +6,7 @@ import io
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -198,7 +198,7 @@ def _response(head: Asked, answer: Answer) -> Response:
     body: dict[str, Any] = {"engine": answer.engine.ref}
     ranked = top_k(answer.outputs, answer.engine, head.top)
     if ranked is not None:
-        body["predictions"] = [[asdict(item) for item in row] for row in ranked]
+        body["predictions"] = ranked
     if head.outputs or (head.outputs is None and (ranked is None or not is_image)):
         body["outputs"] = tensors.to_json(answer.outputs)
     body["timings_ms"] = {name: round(ms, 3) for name, ms in answer.timings_ms.items()}

@@ -29,7 +29,7 @@ def _plain(value: Any) -> Any:
 
 
 def json_bytes(body: Any) -> bytes:
-    """JSON of plain values, schemas and C-contiguous numpy arrays; NaN and infinity become null."""
+    """JSON of plain values, dataclasses, schemas and C-contiguous numpy arrays; NaN and infinity become null."""
     return orjson.dumps(body, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
