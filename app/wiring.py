@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
@@ -85,12 +85,9 @@ def connected_services(settings: Settings) -> Iterator[Services]:
     inspections = Inspections(
         partial(_inspected, store, settings), settings.cache_dir / "inspections", _inspected_under
     )
-    keys = KeyRing(KeyStore(database), partial(RevisionWatch, database))
-    keys.start()
-    watch = RevisionWatch(database)
-    inference = InferenceService(catalogue.engine, pool, changes=watch.count)
     file = WarmFile(settings.warm_file) if settings.restore_warm else None
-    try:
+    with closing(database), closing(inspections), _watched(database) as (keys, watch):
+        inference = InferenceService(catalogue.engine, pool, changes=watch.count)
         yield Services(
             settings=settings,
             store=store,
@@ -116,11 +113,15 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             door=policy.door(settings, keys),
             audit=AuditLog(settings.audit_dir, settings.audit_mib << 20),
         )
-    finally:
-        keys.close()
-        inspections.close()
-        watch.close()
-        database.close()
+
+
+@contextmanager
+def _watched(database: Database) -> Iterator[tuple[KeyRing, RevisionWatch]]:
+    """The access keys, and what tells whether anything was written."""
+    keys = KeyRing(KeyStore(database), partial(RevisionWatch, database))
+    keys.start()
+    with closing(keys), closing(RevisionWatch(database)) as watch:
+        yield keys, watch
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,9 @@ def connected_copies(settings: Settings) -> Iterator[Copies]:
         contexts=settings.contexts,
         queue_rows_max=settings.queue_rows_max,
     )
-    keys = KeyRing(KeyStore(database), partial(RevisionWatch, database))
-    keys.start()
-    watch = RevisionWatch(database)
-    try:
+    with closing(database), _watched(database) as (keys, watch):
         inference = InferenceService(catalogue.engine, pool, changes=watch.count)
         yield Copies(settings, inference, policy.door(settings, keys))
-    finally:
-        keys.close()
-        watch.close()
-        database.close()
 
 
 @contextmanager
