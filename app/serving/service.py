@@ -8,27 +8,18 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
 
 from app.domain.builds import EngineRecord
-from app.domain.errors import (
-    ImageRejected,
-    InUse,
-    InvalidRequest,
-    RecipeMissing,
-    RequestTimedOut,
-    TensorRejected,
-)
-from app.domain.preprocess import Preprocess, row_from_image
-from app.domain.tensors import ANY, Shape, Signature, Tensor, Tensors, check_inputs, described
+from app.domain.errors import InUse, RequestTimedOut, TensorRejected
+from app.domain.tensors import Shape, Signature, Tensor, Tensors, check_inputs, described
 from app.room import Room
 from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
-from app.serving.batcher import Run, rows_limit
+from app.serving.batcher import Run
 from app.serving.direct import DirectRun, Told
+from app.serving.images import image_batches
 from app.serving.lookups import Lookups
 from app.serving.pool import EnginePool
 from app.serving.pool_events import PoolEvents
@@ -146,13 +137,8 @@ class InferenceService:
         """
         started_s = time.perf_counter()
         record = await self.find(ref)
-        recipe = _recipe(record)
-        rows = await self._rows_from(images, recipe)
-        signature = record.built.signature
-        chunks = [
-            self._checked({recipe.input: await self._stacked(chunk)}, record)
-            for chunk in _chunks(rows, _rows_a_run(signature, recipe.input))
-        ]
+        batches = await image_batches(images, record, self._workers)
+        chunks = [self._checked(batch, record) for batch in batches]
         return await self._answered(record, chunks, started_s, {"preprocess": _ms_since(started_s)}, timeout_s)
 
     async def load(self, ref: str, *, pin: bool | None = None, keep_alive_s: float | None = None) -> WarmState:
@@ -285,25 +271,6 @@ class InferenceService:
                 check_by_row(runs[-1].outputs, len(next(iter(chunk.values()))))
         return runs
 
-    async def _rows_from(self, images: Sequence[bytes | memoryview], recipe: Preprocess) -> list[Tensor]:
-        """Every image as one row, decoded in parallel, off the event loop."""
-        if not images:
-            raise InvalidRequest("The request holds no image.", hint="Send at least one.")
-        loop = asyncio.get_running_loop()
-        work = (loop.run_in_executor(self._workers, row_from_image, image, recipe) for image in images)
-        rows = await asyncio.gather(*work, return_exceptions=True)
-        for number, row in enumerate(rows, 1):
-            if isinstance(row, ImageRejected) and len(images) > 1:
-                raise ImageRejected(f"Image {number} of {len(images)}: {row.detail}", hint=row.hint)
-            if isinstance(row, BaseException):
-                raise row
-        return [row for row in rows if not isinstance(row, BaseException)]
-
-    async def _stacked(self, rows: list[Tensor]) -> Tensor:
-        if len(rows) == 1:
-            return rows[0][np.newaxis]
-        return await asyncio.get_running_loop().run_in_executor(self._workers, partial(np.stack, rows))
-
 
 async def _within(running: Coroutine[Any, Any, T], timeout_s: float) -> T:
     try:
@@ -314,29 +281,6 @@ async def _within(running: Coroutine[Any, Any, T], timeout_s: float) -> T:
             f"There was no answer within the request's own limit of {timeout_s * 1e3:g} ms.",
             hint="Send it again in a moment, or allow it more time.",
         ) from error
-
-
-def _recipe(record: EngineRecord) -> Preprocess:
-    recipe = record.built.preprocess
-    if recipe is None or len(record.built.signature.inputs) != 1:
-        raise RecipeMissing(
-            f"{record.ref} takes tensors: {described(record.built.signature.inputs)}.",
-            hint="Send tensors, or build the engine with a preprocessing recipe; it needs one image-shaped input.",
-        )
-    return recipe
-
-
-def _rows_a_run(signature: Signature, name: str) -> int:
-    """Most rows of one run; 1 where rows are not proven independent of each other."""
-    length = signature.input(name).shape[0]
-    return rows_limit(signature) if length == ANY else length
-
-
-def _chunks(rows: list[Tensor], longest: int) -> list[list[Tensor]]:
-    """As few chunks as possible, of nearly equal length: a short last one might be below the engine's minimum."""
-    count = -(-len(rows) // max(1, longest))
-    ends = [len(rows) * number // count for number in range(count + 1)]
-    return [rows[start:end] for start, end in pairwise(ends)]
 
 
 def _named(inputs: Mapping[str, Tensor], signature: Signature) -> Mapping[str, Tensor]:
