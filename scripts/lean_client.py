@@ -42,31 +42,42 @@ class Line:
 
         Raises:
             RuntimeError: its status is not 200.
+            OSError: there is no answer.
         """
-        self._socket.sendall(request)
-        have, start, end = 0, 0, ANSWER_BYTES
+        status, head, body = self.answer(request)
+        if status != 200:
+            raise RuntimeError((head + _END_OF_HEAD + body).decode(errors="replace")[:600])
+        return body
+
+    def send(self, data: bytes) -> None:
+        """Send a part of a request, or one whose answer nobody waits for."""
+        self._socket.sendall(data)
+
+    def answer(self, request: bytes) -> tuple[int, bytes, bytes]:
+        """Status, head in lower case and body of the answer; raises OSError where there is none."""
+        self.send(request)
+        have, start, end, head = 0, 0, ANSWER_BYTES, b""
         while have < end:
             count = self._socket.recv_into(self._buffer[have:])
             if count == 0:
-                raise RuntimeError("the server closed the connection")
+                raise ConnectionAbortedError(f"the server closed the connection after {have} bytes of the answer")
             have += count
             if not start:
-                start, end = self._ends(have)
-        if bytes(self._buffer[9:12]) != b"200":
-            raise RuntimeError(bytes(self._buffer[:have]).decode(errors="replace")[:600])
-        return bytes(self._buffer[start:end])
+                head, start, end = self._ends(have)
+        return int(head[9:12]), head, bytes(self._buffer[start:end])
 
     def close(self) -> None:
         self._socket.close()
 
-    def _ends(self, have: int) -> tuple[int, int]:
-        """Where the answer's body starts and ends; 0 for the start while the head is not complete."""
+    def _ends(self, have: int) -> tuple[bytes, int, int]:
+        """The answer's head, and where its body starts and ends; 0 for the start while the head is not complete."""
         head, found, _ = bytes(self._buffer[:have]).partition(_END_OF_HEAD)
         if not found:
-            return 0, ANSWER_BYTES
-        line = next(line for line in head.lower().split(b"\r\n") if line.startswith(_LENGTH))
+            return b"", 0, ANSWER_BYTES
+        head = head.lower()
+        line = next(line for line in head.split(b"\r\n") if line.startswith(_LENGTH))
         start = len(head) + len(found)
-        return start, start + int(line[len(_LENGTH) :])
+        return head, start, start + int(line[len(_LENGTH) :])
 
 
 def times_ms(url: str, post: Post, runs: int) -> list[float]:

@@ -17,15 +17,17 @@ from typing import Any
 
 import httpx
 from soak_engines import SWAPPED, Truth, first_engines, version
+from soak_fast import SMALL, FastClients, ReplicaUse
 from soak_traffic import ANNOUNCED, Tally, ask_on
 
 from tests.service import Service, private_bytes, resident_bytes
 
-BUDGET_MIB = 18  # of warm engines: fewer than all that are used fit, so that some are evicted
+BUDGET_MIB = 30  # of warm engines: some of replicas' copies fit, but not all, so that engines and copies are evicted
 ACT_EVERY_S = 0.3  # loads and unloads
 SWAP_EVERY_S = 8.0  # new versions
 BUILD_S = 120.0
 VERSIONS_KEPT = 2
+FAST_CLIENTS = 6  # more than there are replicas: those take a connection where others are as busy
 WARM_SHARE_MAX, WARM_S_MAX = 0.4, 90.0  # of the time: what memory is compared with comes after
 GROWTH_SHARE, GROWTH_MIB = 0.05, 24.0  # allowed; the larger one counts
 
@@ -37,6 +39,7 @@ class Soaked:
     acts: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     memory_mib: list[tuple[float, float]] = field(default_factory=list)  # seconds since the begin; with replicas
+    replicas: ReplicaUse = field(default_factory=ReplicaUse)
 
 
 def main() -> int:
@@ -70,13 +73,14 @@ async def soaked(service: Service, seconds: float, clients: int, seed: int) -> d
     """Load the service for so long; the report, whose problems are empty when all was as promised."""
     tally, found, ends = Tally(), Soaked(), asyncio.Event()
     truths = await _published(service)
+    fast = FastClients(service.url, truths[SMALL], FAST_CLIENTS, seed)
     asking = [
         asyncio.create_task(ask_on(service.url, truths, tally, ends, seed * 1000 + number)) for number in range(clients)
     ]
     acting = [
         asyncio.create_task(work)
         for work in (
-            _swap(service, truths, found, ends),
+            _swap(service, truths, fast, found, ends),
             _act(service, found, ends, seed),
             _watch(service, found, ends),
         )
@@ -86,6 +90,7 @@ async def soaked(service: Service, seconds: float, clients: int, seed: int) -> d
     done, hanging = await asyncio.wait({*asking, *acting}, timeout=BUILD_S)
     for task in hanging:
         task.cancel()
+    tally.add(await asyncio.to_thread(fast.stop))
     found.problems += [f"a task broke off: {task.exception()!r}" for task in done if task.exception()]
     if hanging:
         found.problems.append(f"{len(hanging)} requests or builds were still under way after {BUILD_S:g} s")
@@ -95,7 +100,7 @@ async def soaked(service: Service, seconds: float, clients: int, seed: int) -> d
 def _report(tally: Tally, found: Soaked, seconds: float, clients: int) -> dict[str, Any]:
     before_mib, after_mib = _memory(found.memory_mib, seconds)
     allowed_mib = max(GROWTH_MIB, GROWTH_SHARE * before_mib)
-    problems = [*found.problems, *tally.problems]
+    problems = [*found.problems, *tally.problems, *found.replicas.problems()]
     if after_mib - before_mib > allowed_mib:
         problems.append(f"memory grew by {after_mib - before_mib:.1f} MiB after warm-up; {allowed_mib:.1f} are allowed")
     if not (sum(tally.right.values()) and tally.cancelled and found.acts["swapped"] and found.acts["unloaded"]):
@@ -110,6 +115,7 @@ def _report(tally: Tally, found: Soaked, seconds: float, clients: int) -> dict[s
         "cancelled": tally.cancelled,
         "versions_that_answered": len(tally.versions),
         "acts": dict(found.acts),
+        "replicas": found.replicas.report(),
         "memory_mib": {"after_warm_up": round(before_mib, 1), "at_the_end": round(after_mib, 1)},
         "memory_samples": [(round(at, 1), round(mib, 1)) for at, mib in found.memory_mib],
         "problems": problems,
@@ -149,7 +155,9 @@ async def _built(client: httpx.AsyncClient, name: str, truth: Truth) -> str:
     return str(job["engine"])
 
 
-async def _swap(service: Service, truths: dict[str, Truth], found: Soaked, ends: asyncio.Event) -> None:
+async def _swap(
+    service: Service, truths: dict[str, Truth], fast: FastClients, found: Soaked, ends: asyncio.Event
+) -> None:
     """Publish one version after another; unload and delete those that are too old."""
     number = 1
     async with _client(service) as client:
@@ -159,6 +167,7 @@ async def _swap(service: Service, truths: dict[str, Truth], found: Soaked, ends:
             ref = await _built(client, SWAPPED, truths[f"{SWAPPED}:{number}"])
             if ref != f"{SWAPPED}:{number}":
                 raise RuntimeError(f"the next version is {ref}, not {number}")
+            fast.published(number)
             found.acts["swapped"] += 1
             if number > VERSIONS_KEPT:
                 old = f"{SWAPPED}:{number - VERSIONS_KEPT}"
@@ -193,9 +202,12 @@ async def _done(call: Any, found: Soaked, what: str) -> None:
 async def _watch(service: Service, found: Soaked, ends: asyncio.Event) -> None:
     assert service.process is not None
     begun_s = time.monotonic()
-    while not await _over(ends, 0.5):
-        replicas = sum(private_bytes(pid) for pid in service.replica_pids())
-        found.memory_mib.append((time.monotonic() - begun_s, (resident_bytes(service.process.pid) + replicas) / 2**20))
+    async with _client(service) as client:
+        while not await _over(ends, 0.5):
+            replicas = sum(private_bytes(pid) for pid in service.replica_pids())
+            memory_mib = (resident_bytes(service.process.pid) + replicas) / 2**20
+            found.memory_mib.append((time.monotonic() - begun_s, memory_mib))
+            found.replicas.add((await client.get("/metrics")).raise_for_status().text)
 
 
 async def _over(ends: asyncio.Event, seconds: float) -> bool:

@@ -40,6 +40,16 @@ class Tally:
         if len(self.problems) < PROBLEMS_KEPT:
             self.problems.append(what[:400])
 
+    def add(self, other: Tally) -> None:
+        """Take in what others have seen."""
+        for own, more in ((self.right, other.right), (self.versions, other.versions), (self.refused, other.refused)):
+            own.update(more)
+        self.cancelled += other.cancelled
+        self.wrong += other.wrong
+        self.failed += other.failed
+        for what in other.problems:
+            self.complain(what)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -51,6 +61,27 @@ class Question:
     path: str
     headers: dict[str, str]
     content: bytes
+
+
+def v2(engine: str, truth: Truth, picked: list[int]) -> Question:
+    """A request of the Open Inference Protocol with binary tensors, both ways."""
+    rows = truth.rows[picked]
+    size = {"binary_data_size": rows.nbytes}
+    tensor = {"name": truth.input, "shape": rows.shape, "datatype": "FP32", "parameters": size}
+    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    return Question("v2", engine, picked, f"/v2/models/{engine}/infer", headers, head + rows.tobytes())
+
+
+def read_v2(length: int, body: bytes) -> tuple[str, Array]:
+    """Which engine answered, as `name:version`, and its output.
+
+    Args:
+        length: of the answer's JSON, in bytes.
+    """
+    head = json.loads(body[:length])
+    tensor = np.frombuffer(body[length:], np.float32).reshape(head["outputs"][0]["shape"])
+    return f"{head['model_name']}:{head['model_version']}", tensor
 
 
 async def ask_on(url: str, truths: Mapping[str, Truth], tally: Tally, ends: asyncio.Event, seed: int) -> None:
@@ -115,11 +146,7 @@ def _check(question: Question, answer: httpx.Response, truths: Mapping[str, Trut
 def _read(question: Question, answer: httpx.Response) -> tuple[str, Array]:
     """Which engine answered, as `name:version`, and its output."""
     if question.protocol == "v2":
-        length = int(answer.headers["inference-header-content-length"])
-        head = json.loads(answer.content[:length])
-        shape = head["outputs"][0]["shape"]
-        tensor = np.frombuffer(answer.content[length:], np.float32).reshape(shape)
-        return f"{head['model_name']}:{head['model_version']}", tensor
+        return read_v2(int(answer.headers["inference-header-content-length"]), answer.content)
     if question.protocol == "raw":
         shape = [int(length) for length in answer.headers["x-tensor-shape"].split("x")]
         return answer.headers["x-engine"], np.frombuffer(answer.content, np.float32).reshape(shape)
@@ -132,17 +159,8 @@ def _question(truths: Mapping[str, Truth], chance: random.Random) -> Question:
     engine = chance.choice(sorted({name.partition(":")[0] for name in truths}))
     truth = truths.get(engine) or next(truth for ref, truth in truths.items() if ref.startswith(f"{engine}:"))
     picked = [chance.randrange(INPUTS) for _ in range(chance.choice([1, 1, 1, 2, 4]))]
-    ways = [_v2, _raw, _json, _image] if truth.images else [_v2, _v2, _raw, _json]
+    ways = [v2, _raw, _json, _image] if truth.images else [v2, v2, _raw, _json]
     return chance.choice(ways)(engine, truth, picked)
-
-
-def _v2(engine: str, truth: Truth, picked: list[int]) -> Question:
-    rows = truth.rows[picked]
-    size = {"binary_data_size": rows.nbytes}
-    tensor = {"name": truth.input, "shape": rows.shape, "datatype": "FP32", "parameters": size}
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    return Question("v2", engine, picked, f"/v2/models/{engine}/infer", headers, head + rows.tobytes())
 
 
 def _raw(engine: str, truth: Truth, picked: list[int]) -> Question:

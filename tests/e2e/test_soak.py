@@ -23,3 +23,5 @@ def test_a_short_soak_finds_no_wrong_answer_no_failure_and_no_growth(tmp_path: P
     found = json.loads(report.read_text())
     assert found["problems"] == [] and found["wrong"] == found["failed"] == 0
     assert found["right"]["together"] > 100 and found["cancelled"] > 0 and found["acts"]["swapped"] > 0
+    assert found["right"]["fast"] > 100
+    assert found["replicas"]["connections_at_most"] > 0 or not found["replicas"]["replicas"]
