@@ -19,7 +19,7 @@ import httpx
 from soak_engines import SWAPPED, Truth, first_engines, version
 from soak_traffic import ANNOUNCED, Tally, ask_on
 
-from tests.service import Service, private_bytes, resident_bytes
+from tests.service import Service, family_bytes
 
 BUDGET_MIB = 18  # of warm engines: fewer than all that are used fit, so that some are evicted
 ACT_EVERY_S = 0.3  # loads and unloads
@@ -194,8 +194,8 @@ async def _watch(service: Service, found: Soaked, ends: asyncio.Event) -> None:
     assert service.process is not None
     begun_s = time.monotonic()
     while not await _over(ends, 0.5):
-        replicas = sum(private_bytes(pid) for pid in service.replica_pids())
-        found.memory_mib.append((time.monotonic() - begun_s, (resident_bytes(service.process.pid) + replicas) / 2**20))
+        taken = family_bytes(service.process.pid, *service.nursery_pids(), *service.replica_pids())
+        found.memory_mib.append((time.monotonic() - begun_s, taken / 2**20))
 
 
 async def _over(ends: asyncio.Event, seconds: float) -> bool:
