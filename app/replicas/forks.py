@@ -36,8 +36,14 @@ def be(work: Callable[[], None]) -> NoReturn:
         os._exit(status)
 
 
-def nurse(settings: Settings, end: socket.socket) -> None:
-    """Fork and end replicas as the other end asks, until it is gone."""
+def nurse(settings: Settings, end: socket.socket, service: int) -> None:
+    """Fork and end replicas as the service's process asks, until it is gone.
+
+    Args:
+        end: of what that process reaches this one by.
+        service: its id.
+    """
+    die_with_parent(service)  # whatever keeps this process from noticing
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # also in replicas: these ask the service's process, which ends them all
     while message := _next(end):
@@ -82,5 +88,5 @@ def _tell(end: socket.socket, born: Born, *sockets: socket.socket) -> None:
 
 
 def _replica(settings: Settings, end: socket.socket, nursery: int) -> None:
-    die_with_parent(nursery)  # whatever keeps this process from noticing that nobody needs it
+    die_with_parent(nursery)  # as above
     run(settings, end)

@@ -111,13 +111,14 @@ def forked(settings: Settings, listener: socket.socket) -> Nursery | None:
     if not count:
         return None
     mine, its = pair()
+    service = os.getpid()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of libraries' threads, which rest at this time
         pid = os.fork()
     if pid == 0:
         listener.close()
         mine.close()
-        be(partial(nurse, settings, its))
+        be(partial(nurse, settings, its, service))
     its.close()
     return Nursery(pid, mine, count)
 

@@ -278,7 +278,8 @@ def test_replicas_and_their_nursery_end_with_the_service_however_that_ends(
         pids = [*alone.nursery_pids(), *alone.replica_pids()]
         assert len(pids) == 2 and alone.process is not None
         if number == signal.SIGKILL:
-            os.kill(pids[1], signal.SIGSTOP)  # it cannot notice anything
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)  # they cannot notice anything
         alone.process.send_signal(number)
         status = alone.process.wait(30)
 
