@@ -33,7 +33,8 @@ class Member:
         self.connections = 0
         self.copies: dict[str, Digest] = {}  # by reference, as clients write it
         self.copy_bytes: dict[Digest, int] = {}
-        self.asked: dict[str, Digest] = {}  # to load, and not loaded yet or in vain
+        self.asked: dict[str, Digest] = {}  # to load, and not answered yet
+        self.in_vain: dict[str, Digest] = {}  # asked, and not asked again
         self.dropping: dict[Digest, asyncio.Future[None]] = {}
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._since_s = time.monotonic()

@@ -10,7 +10,7 @@ import time
 from app.api.connection import Connection
 from app.api.front import Front
 from app.api.observed import RequestCounts
-from app.domain.builds import Digest
+from app.domain.builds import Digest, EngineRecord
 from app.replicas.background import Background
 from app.replicas.member import Member
 from app.replicas.messages import Back, Forget, FromReplica, Load, Loaded, Stop, Take, Tally
@@ -85,18 +85,19 @@ class Team:
 
     def _relief(self, ref: str) -> Member | None:
         """The replica with the fewest connections, if it has fewer than are busy here, and the engine."""
-        member = min(self._members, key=lambda one: one.connections, default=None)
-        is_relief = member is not None and member.connections < len(self._busy) - 1 and self._has_copy(member, ref)
-        return member if is_relief else None
+        record = self._inference.known(ref)
+        if record is None or self._inference.pool.short(record) is None:
+            return None
+        able = (one for one in self._members if one.in_vain.get(ref) != record.blob)
+        member = min(able, key=lambda one: one.connections, default=None)
+        if member is None or member.connections >= len(self._busy) - 1:
+            return None
+        return member if self._has_copy(member, ref, record) else None
 
     # --- copies -----------------------------------------------------------------------------------------------------
 
-    def _has_copy(self, member: Member, ref: str) -> bool:
-        """Whether the replica has the engine; if not, and it is worth it, it is told to load it."""
-        record = self._inference.known(ref)
-        seat = self._inference.pool.short(record) if record is not None else None
-        if record is None or seat is None:
-            return False
+    def _has_copy(self, member: Member, ref: str, record: EngineRecord) -> bool:
+        """Whether the replica has the engine; if not, and there is room for it, it is told to load it."""
         if member.copies.get(ref) == record.blob:
             return True
         is_asked = member.asked.get(ref) == record.blob
@@ -152,9 +153,12 @@ class Team:
             accepted.close()
 
     def _loaded(self, member: Member, loaded: Loaded) -> None:
+        asked = member.asked.pop(loaded.ref, None)
         if loaded.blob is None:
-            return  # and is not asked again: it stays among those that were
-        member.asked.pop(loaded.ref, None)
+            if asked is not None:  # None: an answer before was to two questions
+                member.in_vain[loaded.ref] = asked
+            return
+        member.in_vain.pop(loaded.ref, None)
         is_new = loaded.blob not in member.copy_bytes
         if is_new:
             member.copy_bytes[loaded.blob] = loaded.copy_bytes

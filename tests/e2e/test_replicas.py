@@ -16,6 +16,7 @@ import pytest
 
 from tests import networks
 from tests.e2e.test_connections import Client, post, tensor, v2
+from tests.e2e.test_damaged_engine import file_of
 from tests.keys import add_key, revoke_key
 from tests.service import Service
 
@@ -246,6 +247,29 @@ def test_a_replica_that_is_killed_takes_its_connections_with_it_and_is_replaced(
     assert any(not client.is_lost for client in clients)
     assert "a replica has ended" in alone.log and "Traceback" not in alone.log
     assert alone.stop() == 0
+
+
+def test_a_new_replica_that_cannot_load_the_engine_leaves_busy_connections_to_the_others(tmp_path: Path) -> None:
+    own = Service(tmp_path / "data", replicas="2").start()
+    try:
+        with own.client() as client:
+            own.build(client, networks.doubled().SerializeToString(), "net")
+            client.post("/engines/net/load")
+            file = file_of(own, client, "net")
+        with busy(own, 8):
+            own.eventually(lambda: metric(own, "replica_connections") >= 4)  # of both replicas
+        file.unlink()
+        before = own.replica_pids()
+        os.kill(before[0], signal.SIGKILL)
+        own.eventually(lambda: metric(own, "replicas") == 2 and set(own.replica_pids()) - set(before))
+
+        with busy(own, 6) as clients:
+            own.eventually(lambda: "a copy of an engine did not load" in own.log)
+            own.eventually(lambda: metric(own, "replica_connections") >= 2)
+
+        assert all(client.wrong == [] and set(client.statuses) == {200} for client in clients)
+    finally:
+        own.kill()
 
 
 def test_a_replica_that_hangs_is_ended_when_its_engine_is_unloaded_and_is_replaced(alone: Service) -> None:
