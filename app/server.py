@@ -23,7 +23,8 @@ from app.api.shortcut import planned
 from app.connections import limits_of
 from app.dashboard import pages
 from app.domain.errors import StartRefused
-from app.replicas.team import Team, forked
+from app.replicas.nursery import forked
+from app.replicas.team import Team
 from app.settings import Settings
 from app.supervisor import Supervisor
 from app.tls import certificate_files
@@ -80,7 +81,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
     certificate = certificate_files(settings)
     listener = bound(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
-    replicas = forked(settings, listener)
+    nursery = forked(settings, listener)
     supervisor = Supervisor(["--data-dir", str(settings.root)]) if with_worker else None
     with wiring.connected_services(settings) as services:
         grpc = _grpc_server(services, host)
@@ -88,7 +89,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
         pages.install(app)
         # A request that is to be written to the log has all the middlewares see it.
         fast_path = None if settings.log_requests else FastPath(services.inference, services.door, app.state.requests)
-        team = Team(replicas, services.inference, app.state.requests)
+        team = Team(nursery, services.inference, app.state.requests)
         config = uvicorn.Config(
             app,
             log_config=logs.config(settings.log_level, settings.log_format),

@@ -10,11 +10,10 @@ import sys
 import threading
 import time
 
+from app.backoff import Backoff
+
 log = logging.getLogger(__name__)
 
-BACKOFF_FIRST_S = 0.5
-BACKOFF_MAX_S = 30.0
-STEADY_S = 30.0  # a worker that lived so long was fine: the next restart is quick again
 STOP_S = 10.0  # patience with a worker that was asked to stop
 
 
@@ -41,7 +40,7 @@ class Supervisor:
         self._thread.join(STOP_S)
 
     def _watch(self) -> None:
-        backoff_s = BACKOFF_FIRST_S
+        backoff = Backoff()
         while not self._stopping.is_set():
             started = time.monotonic()
             with self._lock:
@@ -53,11 +52,9 @@ class Supervisor:
             status = self._process.wait()
             if self._stopping.is_set():
                 return
-            if time.monotonic() - started > STEADY_S:
-                backoff_s = BACKOFF_FIRST_S
-            log.error("worker ended", extra={"status": status, "restart_in_s": backoff_s})
-            self._stopping.wait(backoff_s)
-            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+            pause_s = backoff.after(time.monotonic() - started)
+            log.error("worker ended", extra={"status": status, "restart_in_s": pause_s})
+            self._stopping.wait(pause_s)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -19,7 +19,7 @@ from bench_cases import Case
 from bench_raw import Order
 from load_generator import on_cores
 
-from tests.service import Service, private_bytes, resident_bytes
+from tests.service import Service, family_bytes
 
 HERE = Path(__file__).parent
 START_S = 60.0
@@ -125,9 +125,8 @@ def engine_file(running: Service, name: str, path: Path) -> Path:
 
 
 def resident_mib(pid: int) -> float:
-    """Resident memory of a process, and what its children have beside the pages that they share with others."""
-    own, *children = _family(pid)
-    return (resident_bytes(own) + sum(map(private_bytes, children))) / 2**20
+    """Resident memory of a process, and what its children have beside."""
+    return family_bytes(*_family(pid)) / 2**20
 
 
 def cpu_s(pid: int) -> float:

@@ -20,7 +20,7 @@ from soak_engines import SWAPPED, Truth, first_engines, version
 from soak_fast import SMALL, FastClients, ReplicaUse
 from soak_traffic import ANNOUNCED, Tally, ask_on
 
-from tests.service import Service, private_bytes, resident_bytes
+from tests.service import Service, family_bytes
 
 BUDGET_MIB = 30  # of warm engines: some of replicas' copies fit, but not all, so that engines and copies are evicted
 ACT_EVERY_S = 0.3  # loads and unloads
@@ -204,9 +204,8 @@ async def _watch(service: Service, found: Soaked, ends: asyncio.Event) -> None:
     begun_s = time.monotonic()
     async with _client(service) as client:
         while not await _over(ends, 0.5):
-            replicas = sum(private_bytes(pid) for pid in service.replica_pids())
-            memory_mib = (resident_bytes(service.process.pid) + replicas) / 2**20
-            found.memory_mib.append((time.monotonic() - begun_s, memory_mib))
+            taken = family_bytes(service.process.pid, *service.nursery_pids(), *service.replica_pids())
+            found.memory_mib.append((time.monotonic() - begun_s, taken / 2**20))
             found.replicas.add((await client.get("/metrics")).raise_for_status().text)
 
 

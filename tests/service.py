@@ -125,13 +125,23 @@ class Service:
         found: int = self.eventually(look)
         return found
 
-    def replica_pids(self) -> list[int]:
-        """The processes that the service was forked into: their command is its own."""
+    def nursery_pids(self) -> list[int]:
+        """The process that the service was forked into, if there is one: its command is its own."""
         assert self.process is not None
         own = self.process.pid
-        command = _command(own)
-        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-        return [int(pid) for pid in children if _command(int(pid)) == command]
+        return [pid for pid in _children(own, own) if _command(pid) == _command(own)]
+
+    def replica_pids(self) -> list[int]:
+        """The processes that the nursery was forked into."""
+        return [pid for nursery in self.nursery_pids() for pid in _children(nursery, nursery) if _command(pid)]
+
+
+def _children(pid: int, thread: int) -> list[int]:
+    """Processes that were started by that thread of a process."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
+    except OSError:  # it has ended
+        return []
 
 
 def _command(pid: int) -> list[bytes]:
@@ -146,7 +156,14 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def private_bytes(pid: int) -> int:
-    """Memory of a process that it shares with no other."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
+def family_bytes(pid: int, *others: int) -> int:
+    """Resident memory of a process, and what others that were forked from it have beside; every page counts once."""
+    forks = sum(_rollup_bytes(one, "Pss_Anon") for one in (pid, *others))
+    return resident_bytes(pid) - _rollup_bytes(pid, "Anonymous") + forks
+
+
+def _rollup_bytes(pid: int, name: str) -> int:
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    found = re.search(rf"^{name}: +(\d+) kB$", rollup, re.MULTILINE)
+    assert found is not None, rollup
+    return int(found.group(1)) << 10

@@ -1,4 +1,4 @@
-"""What the service's process and its replicas tell each other."""
+"""What the service's process, its replicas and their nursery tell each other."""
 
 from __future__ import annotations
 
@@ -77,5 +77,32 @@ class Tally:
     closed: int  # connections
 
 
+# --- to the nursery --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Have one more replica; answered by Born."""
+
+
+@dataclass(frozen=True)
+class End:
+    """Have no such replica any more, whatever it does."""
+
+    pid: int
+
+
+# --- from the nursery ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Born:
+    """What comes with this reaches a new replica."""
+
+    pid: int | None  # None: there is none, and nothing comes with this
+    reason: str = ""
+
+
 ToReplica: TypeAlias = "Load | Drop | Forget | Take | Stop"
 FromReplica: TypeAlias = "Loaded | Dropped | Back | Tally"
+ToNursery: TypeAlias = "Fork | End"

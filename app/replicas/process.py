@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 import socket
 import time
-from collections.abc import Coroutine
 from contextlib import ExitStack
 from email.utils import formatdate
 from functools import partial
@@ -28,6 +26,7 @@ from app.api.shortcut import planned
 from app.connections import limits_of
 from app.domain.builds import Digest, EngineRecord
 from app.domain.errors import ServiceError
+from app.replicas.background import Background
 from app.replicas.channel import Channel
 from app.replicas.messages import Back, Drop, Dropped, Forget, Load, Loaded, Take, Tally, ToReplica
 from app.replicas.returned import Returned
@@ -43,8 +42,6 @@ IDLE_S = 1.0  # a connection that asks nothing for so long goes back
 
 def run(settings: Settings, end: socket.socket) -> None:
     """Serve until the other end is gone. For a process that was just forked."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # those ask the service's process, which ends this one
     request_ids.restart()
     uvloop.run(_served(settings, end))
 
@@ -59,12 +56,21 @@ class Replica:
 
     def __init__(self, settings: Settings, end: socket.socket, opened: ExitStack) -> None:
         self.ended = asyncio.Event()
+        self.background = Background()
         self._settings = settings
         self._opened = opened
         self._loop = asyncio.get_running_loop()
         self._channel = Channel(end, self._got, self.ended.set)
         self._state = ServerState()
-        self._config = uvicorn.Config(_unused, log_config=None, server_header=False, headers=headers.ALWAYS)
+        self._config = uvicorn.Config(
+            _unused,
+            http="httptools",
+            ws="none",  # these import nothing more
+            lifespan="off",
+            log_config=None,
+            server_header=False,
+            headers=headers.ALWAYS,
+        )
         self._config.load()
         self._limits = limits_of(settings)
         self._counts = RequestCounts()
@@ -75,7 +81,6 @@ class Replica:
         self._closed = 0  # connections, since the last tally, that were not handed back
         self._is_ticking = False
         self._is_stopping = False
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # --- what the service's process asks ---------------------------------------------------------------------------
 
@@ -83,9 +88,9 @@ class Replica:
         if isinstance(message, Take):
             self._take(socket.socket(fileno=files[0]))
         elif isinstance(message, Load):
-            self.spawn(self._load(message.ref))
+            self.background.start(self._load(message.ref))
         elif isinstance(message, Drop):
-            self.spawn(self._drop(message.blob))
+            self.background.start(self._drop(message.blob))
         elif isinstance(message, Forget):
             if self._copies is not None:
                 self._copies.inference.forget(message.name)
@@ -101,7 +106,7 @@ class Replica:
         if not self._is_ticking:
             self._is_ticking = True
             self._tick()
-        self.spawn(self._connected(rest.connection, accepted))
+        self.background.start(self._connected(rest.connection, accepted))
 
     async def _connected(self, connection: Connection, accepted: socket.socket) -> None:
         try:
@@ -177,11 +182,6 @@ class Replica:
             self.hand_back(rest, ref=exchange.ref)
         elif not exchange.try_again():
             self.hand_back(rest, stays=True)
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

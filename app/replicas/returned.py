@@ -42,7 +42,7 @@ class Returned:
         self._replica.hand_back(self)
 
     def takes_long_way(self, exchange: Exchange) -> bool:
-        self._replica.spawn(self._replica.retry(self, exchange))
+        self._replica.background.start(self._replica.retry(self, exchange))
         return True
 
     def shutdown(self) -> None:

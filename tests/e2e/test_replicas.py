@@ -16,6 +16,7 @@ import pytest
 
 from tests import networks
 from tests.e2e.test_connections import Client, post, tensor, v2
+from tests.e2e.test_damaged_engine import file_of
 from tests.keys import add_key, revoke_key
 from tests.service import Service
 
@@ -207,47 +208,109 @@ def test_what_an_unloaded_engine_took_is_free_in_the_replicas_as_well(service: S
         assert client.get("/engines/net").json()["warm"]["device_bytes"] < alone
 
 
-def test_a_replica_that_is_killed_takes_its_connections_with_it_and_nothing_else(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    own = Service(tmp_path_factory.mktemp("killed") / "data", replicas="1").start()
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of a service that has built the engine."""
+    own = Service(tmp_path_factory.mktemp("built") / "data").start()
+    try:
+        with own.client() as client:
+            own.build(client, networks.doubled().SerializeToString(), "net")
+    finally:
+        own.stop()
+    return own.data_dir
+
+
+@pytest.fixture
+def alone(built: Path) -> Iterator[Service]:
+    """A service with one replica, for a test that kills what belongs to it."""
+    built.with_suffix(".log").unlink()
+    own = Service(built, replicas="1", pinned="net").start()
+    try:
+        yield own
+    finally:
+        own.kill()
+
+
+def test_a_replica_that_is_killed_takes_its_connections_with_it_and_is_replaced(alone: Service) -> None:
+    with busy(alone, 6) as clients:
+        (killed,) = alone.replica_pids()
+        os.kill(killed, signal.SIGKILL)
+        alone.eventually(lambda: any(client.is_lost for client in clients))
+        seen = [client.right for client in clients if not client.is_lost]
+        alone.eventually(lambda: sum(c.right for c in clients if not c.is_lost) > sum(seen) + 100)
+
+        alone.eventually(lambda: [pid for pid in alone.replica_pids() if pid != killed])
+        alone.eventually(lambda: metric(alone, "replicas") == 1 and metric(alone, "replica_connections") > 0)
+        time.sleep(0.5)
+
+    assert all(client.wrong == [] and set(client.statuses) == {200} for client in clients)
+    assert any(not client.is_lost for client in clients)
+    assert "a replica has ended" in alone.log and "Traceback" not in alone.log
+    assert alone.stop() == 0
+
+
+def test_a_new_replica_that_cannot_load_the_engine_leaves_busy_connections_to_the_others(tmp_path: Path) -> None:
+    own = Service(tmp_path / "data", replicas="2").start()
     try:
         with own.client() as client:
             own.build(client, networks.doubled().SerializeToString(), "net")
             client.post("/engines/net/load")
-        with busy(own, 4) as clients:
-            (pid,) = own.replica_pids()
-            os.kill(pid, signal.SIGKILL)
-            own.eventually(lambda: metric(own, "replicas") == 0)
-            seen = [client.right for client in clients if not client.is_lost]
-            own.eventually(lambda: any(client.is_lost for client in clients))
-            own.eventually(lambda: sum(c.right for c in clients if not c.is_lost) > sum(seen) + 100)
-            assert metric(own, "replica_connections") == 0
+            file = file_of(own, client, "net")
+        with busy(own, 8):
+            own.eventually(lambda: metric(own, "replica_connections") >= 4)  # of both replicas
+        file.unlink()
+        before = own.replica_pids()
+        os.kill(before[0], signal.SIGKILL)
+        own.eventually(lambda: metric(own, "replicas") == 2 and set(own.replica_pids()) - set(before))
+
+        with busy(own, 6) as clients:
+            own.eventually(lambda: "a copy of an engine did not load" in own.log)
+            own.eventually(lambda: metric(own, "replica_connections") >= 2)
+
         assert all(client.wrong == [] and set(client.statuses) == {200} for client in clients)
-        assert any(not client.is_lost for client in clients)
-        assert "a replica has ended" in own.log and "Traceback" not in own.log
     finally:
-        assert own.stop() == 0
+        own.kill()
+
+
+def test_a_replica_that_hangs_is_ended_when_its_engine_is_unloaded_and_is_replaced(alone: Service) -> None:
+    with busy(alone, 4), alone.client() as client:
+        (hanging,) = alone.replica_pids()
+        os.kill(hanging, signal.SIGSTOP)
+        assert client.post("/engines/net/unload").status_code == 200
+        alone.eventually(lambda: not Path(f"/proc/{hanging}").exists())  # not even as one that nobody has waited for
+        alone.eventually(lambda: alone.replica_pids() not in ([], [hanging]))
+    assert alone.stop() == 0
+
+
+def test_without_their_nursery_replicas_end_and_the_service_goes_on(alone: Service) -> None:
+    with busy(alone, 4) as clients:
+        (nursery,), (replica,) = alone.nursery_pids(), alone.replica_pids()
+        os.kill(nursery, signal.SIGKILL)
+        alone.eventually(lambda: metric(alone, "replicas") == 0 and metric(alone, "replica_connections") == 0)
+        assert not Path(f"/proc/{nursery}").exists() and "the nursery has ended" in alone.log
+        alone.eventually(lambda: not Path(f"/proc/{replica}").exists())
+        seen = sum(client.right for client in clients)
+        alone.eventually(lambda: sum(client.right for client in clients) > seen + 100)
+    assert alone.stop() == 0 and "Traceback" not in alone.log
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_replicas_end_with_the_service_however_that_ends(
-    tmp_path_factory: pytest.TempPathFactory, number: signal.Signals
+def test_replicas_and_their_nursery_end_with_the_service_however_that_ends(
+    alone: Service, number: signal.Signals
 ) -> None:
-    own = Service(tmp_path_factory.mktemp("ended") / "data", replicas="2").start()
-    with own.client() as client:
-        own.build(client, networks.doubled().SerializeToString(), "net")
-        client.post("/engines/net/load")
-    with busy(own, 4) as clients:
-        pids = own.replica_pids()
-        assert len(pids) == 2 and own.process is not None
-        own.process.send_signal(number)
-        status = own.process.wait(30)
+    with busy(alone, 4) as clients:
+        pids = [*alone.nursery_pids(), *alone.replica_pids()]
+        assert len(pids) == 2 and alone.process is not None
+        if number == signal.SIGKILL:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)  # they cannot notice anything
+        alone.process.send_signal(number)
+        status = alone.process.wait(30)
 
     assert status == (0 if number == signal.SIGTERM else -number)
     assert all(client.wrong == [] and set(client.statuses) == {200} for client in clients)
-    own.eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
-    assert "Traceback" not in own.log
+    alone.eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    assert "Traceback" not in alone.log
 
 
 def test_keys_count_for_every_request_wherever_its_connection_is(tmp_path_factory: pytest.TempPathFactory) -> None:
