@@ -1,4 +1,4 @@
-"""Run by Alembic; `app.storage.database.migrate` calls it with a connection in a write transaction."""
+"""Run by Alembic; `app.storage.migrations.upgrade` calls it with a connection in a write transaction."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ from app.domain.jobs import EventKind, Failure, JobState, Stage
 from app.domain.webhooks import DeliveryState
 from app.storage.codec import decode, encode
 
+REVISION = "0002_api_keys"  # of `alembic/versions`: the last, which makes these tables
+
 T = TypeVar("T")
 
 

@@ -14,8 +14,9 @@ from storage_fixtures import child
 
 from alembic import command
 from app.domain.errors import DatabaseNewer
-from app.storage.database import MIGRATIONS, Database, migrate
-from app.storage.tables import metadata
+from app.storage.database import Database, migrate
+from app.storage.migrations import MIGRATIONS
+from app.storage.tables import REVISION, metadata
 
 
 def described(database: Database) -> list[tuple[str, ...]]:
@@ -39,6 +40,11 @@ def test_the_last_migration_ends_with_the_tables_that_the_code_declares(database
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
     assert described(database) == described(declared)
+
+
+def test_the_last_migration_is_the_one_that_the_code_knows(database):
+    with database.reader() as connection:
+        assert MigrationContext.configure(connection).get_current_heads() == (REVISION,)
 
 
 def test_migrating_again_changes_nothing(database, tmp_path):
