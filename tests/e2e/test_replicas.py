@@ -319,8 +319,9 @@ def test_keys_count_for_every_request_wherever_its_connection_is(tmp_path_factor
         with own.client() as client:
             own.build(client, networks.doubled().SerializeToString(), "net")
             client.post("/engines/net/load")
-        key, watcher = add_key(own.data_dir, "robot", "infer"), add_key(own.data_dir, "watcher", "read")
-        with closing(Client(own)) as first:  # a key is known within a second
+        watcher = add_key(own.data_dir, "watcher", "read")
+        key = add_key(own.data_dir, "robot", "infer")
+        with closing(Client(own)) as first:  # a key is known within a second, and those before it
             own.eventually(lambda: first.send(v2(1, "/v2/models/net/infer", f"X-API-Key: {key}")).answer()[0] == 200)
         with busy(own, 4, f"Authorization: Bearer {key}") as clients:
             with clients[0].paused() as connection:
