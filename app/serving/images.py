@@ -45,10 +45,12 @@ async def _rows_from(images: Sequence[bytes | memoryview], recipe: Preprocess, w
     if not images:
         raise InvalidRequest("The request holds no image.", hint="Send at least one.")
     loop = asyncio.get_running_loop()
-    work = (loop.run_in_executor(workers, row_from_image, image, recipe) for image in images)
+    work = [loop.run_in_executor(workers, row_from_image, image, recipe) for image in images]
+    if len(work) == 1:
+        return [await work[0]]
     rows = await asyncio.gather(*work, return_exceptions=True)
     for number, row in enumerate(rows, 1):
-        if isinstance(row, ImageRejected) and len(images) > 1:
+        if isinstance(row, ImageRejected):
             raise ImageRejected(f"Image {number} of {len(images)}: {row.detail}", hint=row.hint)
         if isinstance(row, BaseException):
             raise row
