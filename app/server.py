@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import signal
 import socket
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI
 
-from app import logs, wiring
+from app import heap, logs, wiring
 from app.api import headers
 from app.api.app import create_app
 from app.api.fast_path import FastPath
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT_BYTES = 64 << 20
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 GRACE_S = 5  # for requests under way when the service is asked to stop
 
 
@@ -79,6 +76,7 @@ class Server(uvicorn.Server):
 def serve(settings: Settings, *, with_worker: bool) -> int:
     """Serve until SIGTERM or SIGINT."""
     certificate = certificate_files(settings)
+    heap.prepare()
     listener = bound(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     nursery = forked(settings, listener)
@@ -102,7 +100,6 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
             forwarded_allow_ips=settings.trusted_proxies or None,
             **certificate,  # type: ignore[arg-type]
         )
-        _keep_freed_memory()
         if supervisor is not None:
             supervisor.start()
         scheme = "https" if certificate else "http"
@@ -135,17 +132,6 @@ def _grpc_server(services: Services, host: str) -> GrpcServer | None:
             hint="Install the extra: pip install 'jetforge[grpc]'. Or leave JETFORGE_GRPC_PORT and --grpc-port out.",
         ) from error
     return GrpcServer(services, host, port)
-
-
-def _keep_freed_memory() -> None:
-    """Have the C library keep what bodies leave free, up to a bound, instead of giving it back after each request.
-
-    Measured with bodies of 602 KB: 8,598 requests a second became 11,730, as the next body finds its pages in place.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES // 2)
-        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -27,7 +27,7 @@ from app.storage.codec import decode, encode
 _FRESH = 10_000  # first seed of pictures that no calibration has seen
 _POLL_S = 30.0
 _SETTLED = 2  # load/unload cycles before growth is counted: allocators keep what the first ones take
-_RESIDENT_GROWTH_MIB = 96.0  # up to 76 were seen of a server that leaks nothing: what its allocators keep varies
+_RESIDENT_GROWTH_MIB = 32.0
 _GPU_GROWTH_MIB = 32.0
 
 

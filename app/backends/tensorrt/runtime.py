@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from app import heap
 from app.backends.base import LoadedEngine
 from app.backends.tensorrt import versions
 from app.backends.tensorrt.context import Loaded, TensorRTContext
@@ -141,6 +142,7 @@ class Engine(LoadedEngine):
             self._loaded = None
             self._keep = ()
             self._cuda.scratch.trim()
+        heap.trim()
 
     def _context_closed(self, context: TensorRTContext) -> None:
         with self._lock:
