@@ -19,7 +19,7 @@ from bench_cases import Case
 from bench_raw import Order
 from load_generator import on_cores
 
-from tests.service import Service, family_bytes
+from tests.service import Service, children, family_bytes
 
 HERE = Path(__file__).parent
 START_S = 60.0
@@ -136,6 +136,4 @@ def cpu_s(pid: int) -> float:
 
 
 def _family(pid: int) -> list[int]:
-    lists = (task / "children" for task in Path(f"/proc/{pid}/task").iterdir())
-    children = [int(child) for listed in lists for child in listed.read_text().split()]
-    return [pid, *(one for child in children for one in _family(child))]
+    return [pid, *(one for child in children(pid) for one in _family(child))]

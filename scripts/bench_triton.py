@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import httpx
 from bench_cases import CLASSES, Case
+from compiling import compiled
 from load_generator import on_cores
 
 SOURCE = Path(__file__).with_name("triton_onnxruntime.cc")
@@ -62,13 +62,13 @@ class Triton:
         self.version = ""  # of the runtime, where it is known
         self._backends = backends
         if backends.is_file():
-            self._backends = _compiled(backends, folder / "backends")
+            self._backends = _built(backends, folder / "backends")
             self.version = _version(backends)
 
     @contextmanager
     def running(self, way: Way, cases: Sequence[Case], cores: set[int]) -> Iterator[tuple[int, int]]:
         """The server with these networks; yields its port and its process id."""
-        repository = self._folder / f"{way.name}-{len(cases)}"
+        repository = self._folder / "-".join([way.name, *(case.name for case in cases)])
         for case in cases:
             _write(repository / case.name, case, way)
         port = _free_port()
@@ -102,24 +102,12 @@ def _write(folder: Path, case: Case, way: Way) -> None:
     (folder / "config.pbtxt").write_text(CONFIG.format(**fields, instances=way.instances, threads=way.threads))
 
 
-def _compiled(runtime: Path, folder: Path) -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
-        sys.exit("The backend is a C++ program, and there is no compiler: apt-get install g++, or set CXX.")
+def _built(runtime: Path, folder: Path) -> Path:
+    """A folder of backends with the one that lies here, over that library of ONNX Runtime."""
     target = folder / "onnxruntime" / "libtriton_onnxruntime.so"
     target.parent.mkdir(parents=True)
-    command: list[str | Path] = [
-        compiler,
-        "-O2",
-        "-std=c++17",
-        "-shared",
-        "-fPIC",
-        "-o",
-        target,
-        SOURCE,
-        runtime.absolute(),
-    ]
-    subprocess.run([*command, f"-Wl,-rpath,{runtime.absolute().parent}"], check=True)
+    library = runtime.absolute()
+    compiled(SOURCE, target, "-std=c++17", "-shared", "-fPIC", library, f"-Wl,-rpath,{library.parent}")
     return folder
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from compiling import compiled
 from numpy.typing import NDArray
 
 SOURCE = Path(__file__).with_name("loadgen.c")
@@ -54,7 +53,7 @@ class LoadGenerator:
         """
         self._folder = folder
         self._core = core
-        self._program = compiled(folder)
+        self._program = compiled(SOURCE, folder / "loadgen")
 
     def written(self, name: str, requests: Sequence[bytes]) -> list[Path]:
         """The requests as files that `run` takes."""
@@ -97,16 +96,6 @@ class LoadGenerator:
         finally:
             server.kill()
             server.communicate()
-
-
-def compiled(folder: Path) -> Path:
-    """The program; exits with a message where there is no C compiler."""
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        sys.exit("The load generator is a C program, and there is no C compiler: apt-get install gcc, or set CC.")
-    program = folder / "loadgen"
-    subprocess.run([compiler, "-O2", "-o", program, SOURCE], check=True)
-    return program
 
 
 @contextmanager

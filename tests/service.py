@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +117,10 @@ class Service:
     def worker_pid(self) -> int:
         """The process id of the worker that this service started."""
         assert self.process is not None
-        tasks = Path(f"/proc/{self.process.pid}/task")
+        own = self.process.pid
 
         def look() -> int | None:
-            children = [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
-            return next((pid for pid in children if b"work" in _command(pid)), None)
+            return next((pid for pid in children(own) if b"work" in _command(pid)), None)
 
         found: int = self.eventually(look)
         return found
@@ -129,19 +129,20 @@ class Service:
         """The process that the service was forked into, if there is one: its command is its own."""
         assert self.process is not None
         own = self.process.pid
-        return [pid for pid in _children(own, own) if _command(pid) == _command(own)]
+        return [pid for pid in children(own, own) if _command(pid) == _command(own)]
 
     def replica_pids(self) -> list[int]:
         """The processes that the nursery was forked into."""
-        return [pid for nursery in self.nursery_pids() for pid in _children(nursery, nursery) if _command(pid)]
+        return [pid for nursery in self.nursery_pids() for pid in children(nursery) if _command(pid)]
 
 
-def _children(pid: int, thread: int) -> list[int]:
-    """Processes that were started by that thread of a process."""
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{thread}/children").read_text().split()]
-    except OSError:  # it has ended
-        return []
+def children(pid: int, thread: int | None = None) -> list[int]:
+    """Processes that were started by a process, or by one thread of it."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*" if thread is None else str(thread)):
+        with suppress(OSError):  # it has ended
+            found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def _command(pid: int) -> list[bytes]:

@@ -5,25 +5,19 @@ from __future__ import annotations
 import asyncio
 import http.client
 import selectors
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from app.api.busy_poll import BusyPoll
 from app.api.exchange import BODY
-from app.api.front import Front
-from app.api.heads import Head, Plan
-from app.connections import ConnectionLimits
+from tests.fronts import LONG_S, serving
 
 HOUR_S = 3600.0
-LONG_S = 30
 
 
 class Selector(selectors.DefaultSelector):  # type: ignore[valid-type, misc]  # chosen when it is imported
@@ -111,33 +105,14 @@ def test_only_a_lone_client_that_asks_at_once_is_waited_for(asked, waited_s, lim
 @contextmanager
 def server(busy_poll_s: float) -> Iterator[tuple[int, Selector]]:
     """Its port, and what tells whether it sleeps."""
-    selector, started = Selector(), threading.Event()
-    listener = socket.create_server(("127.0.0.1", 0))
-    front: Any = Front(planned, ConnectionLimits(LONG_S, LONG_S, 1 << 15, busy_poll_s=busy_poll_s))
-    config = uvicorn.Config(length, http=front, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-    running = uvicorn.Server(config)
+    selector = Selector()
 
-    def serve() -> None:
+    def run(served: Coroutine[Any, Any, None]) -> None:
         with loop_over(selector) as loop:
-            started.set()
-            loop.run_until_complete(running.serve([listener]))
+            loop.run_until_complete(served)
 
-    thread = threading.Thread(target=serve)
-    thread.start()
-    started.wait(LONG_S)
-    try:
-        yield listener.getsockname()[1], selector
-    finally:
-        running.should_exit = True
-        front.busy_poll.end()
-        thread.join(LONG_S)
-    assert not thread.is_alive()
-
-
-def planned(head: Head) -> Plan:
-    async def unused(scope: Scope) -> Any: ...
-
-    return Plan(head, "net", 0, lambda: True, unused)
+    with serving(length, busy_poll_s=busy_poll_s, run=run) as port:
+        yield port, selector
 
 
 async def length(scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import http.client
 import socket
-import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.exchange import BODY, EAGER_BYTES
-from app.api.front import Front
-from app.api.heads import Head, Plan, parsed
-from app.connections import ConnectionLimits
+from app.api.heads import parsed
+from tests.fronts import LONG_S, serving
 
 LARGE = 3 * EAGER_BYTES
-LONG_S = 30
 FLOOD = 8 << 20
 
 
@@ -64,24 +58,10 @@ async def flood(send: Send, body: memoryview) -> None:
     await send({"type": "http.response.body", "body": bytes(body[:1]) * FLOOD})
 
 
-def planner(head: Head) -> Plan:
-    async def unused(scope: Scope) -> Any: ...
-
-    return Plan(head, "net", 0, lambda: True, unused)
-
-
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    front: Any = Front(planner, ConnectionLimits(LONG_S, LONG_S, 1 << 15))
-    config = uvicorn.Config(application, http=front, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
-    thread.start()
-    yield listener.getsockname()[1]
-    server.should_exit = True
-    thread.join(LONG_S)
-    assert not thread.is_alive()
+    with serving(application) as port:
+        yield port
 
 
 @pytest.fixture
