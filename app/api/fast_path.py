@@ -45,7 +45,9 @@ class Steps(Protocol):
         """Read what `form` knows once it has been read; the long way does so as well."""
         ...
 
-    def inputs(self, body: memoryview, form: Any, record: EngineRecord) -> Tensors: ...
+    def inputs(self, body: memoryview, form: Any, record: EngineRecord) -> Tensors | memoryview:
+        """As `InferenceService.begin` takes them."""
+        ...
 
     def written(self, form: Any, answer: Answer) -> Written: ...
 
@@ -168,10 +170,11 @@ class _Pending:
             answered_ns = time.perf_counter_ns()
             written = way.steps.written(self._form, answer)
             output_ns = time.perf_counter_ns() - answered_ns
-            way.inference.statistics.add_coding(answer.engine.ref, input_ns=self._input_ns, output_ns=output_ns)
         except Exception as error:
-            written = self._problem(partial(way.steps.refused, error, way.path))
+            answer, written = None, self._problem(partial(way.steps.refused, error, way.path))
         self._answer(written)
+        if answer is not None:
+            way.inference.statistics.add_coding(answer.engine.ref, input_ns=self._input_ns, output_ns=output_ns)
 
     def _refuse_soon(self, make: Callable[[], Response]) -> None:
         """Answer in the next turn: whoever began this is not ready for an answer yet."""
@@ -188,12 +191,13 @@ class _Pending:
     def _answer(self, written: Written) -> None:
         if self._is_over:
             return
-        self._end(written.status)
+        self._is_over = True
         lines = b"".join((written.lines, HEADER, b": ", self._name.encode(), b"\r\n"))
         try:
             self._reply(written.status, lines, written.parts)
         except Exception:  # the neighbours in the run are not to pay for it
             log.exception("an answer could not be written", extra={"request": self._name})
+        self._end(written.status)
 
     def _end(self, status: int) -> None:
         self._is_over = True

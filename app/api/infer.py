@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from app.api import openapi, tensors
 from app.api.multipart import Sink, body_too_large, media_type, read_multipart
 from app.api.problems import answer_to
-from app.api.responses import Piece, TensorResponse, Written, add_server_timing, json_response, raw, tensor_lines
+from app.api.responses import Piece, TensorResponse, Written, add_server_timing, json_bytes, raw, tensor_lines
 from app.api.services import Inferring, Wired
 from app.api.v2_body import read_aligned
 from app.domain.builds import EngineRecord
@@ -111,24 +111,30 @@ async def answered(wired: Inferring, head: Asked, bodies: list[memoryview]) -> R
 
 
 class Steps:
-    """For `app.api.fast_path`: bare tensors both ways."""
+    """For `app.api.fast_path`: bare tensors both ways, or an image."""
 
-    def __init__(self, head: Asked) -> None:
+    def __init__(self, head: Asked, prepares_images: Callable[[EngineRecord], bool]) -> None:
         self.ref = head.ref
         self._head = head
-        is_plain = head.kind in (RAW, NPY) and head.timeout_s is None and not head.is_timed
-        self._is_taken = is_plain and NPZ not in head.accept and (NPY in head.accept or RAW in head.accept)
+        self._prepares_images = prepares_images
+        is_plain = head.timeout_s is None and not head.is_timed and NPZ not in head.accept
+        self._is_image = is_plain and head.kind in IMAGES
+        self._answers_tensor = NPY in head.accept or RAW in head.accept
+        self._is_tensor = is_plain and head.kind in (RAW, NPY) and self._answers_tensor
 
     def form(self, body: memoryview, record: EngineRecord) -> bool | None:
-        return self._is_taken or None
+        return self._is_tensor or (self._is_image and self._prepares_images(record)) or None
 
     def learn(self, body: memoryview, record: EngineRecord) -> None:
         pass  # the head says it all
 
-    def inputs(self, body: memoryview, form: bool, record: EngineRecord) -> Tensors:
-        return _bare(self._head, body, record.built.signature)
+    def inputs(self, body: memoryview, form: bool, record: EngineRecord) -> Tensors | memoryview:
+        return body if self._is_image else _bare(self._head, body, record.built.signature)
 
     def written(self, form: bool, answer: Answer) -> Written:
+        if not self._answers_tensor:
+            data = _json(self._head, answer)
+            return Written(200, tensor_lines(len(data), JSON, ()), [data])
         kind = _single_kind(self._head)
         piece, headers = _single(answer, kind)
         return Written(200, tensor_lines(len(piece), kind, headers), [piece])
@@ -194,6 +200,10 @@ def _response(head: Asked, answer: Answer) -> Response:
         kind = _single_kind(head)
         piece, headers = _single(answer, kind)
         return TensorResponse([piece], kind, dict(headers))
+    return Response(_json(head, answer), media_type=JSON)
+
+
+def _json(head: Asked, answer: Answer) -> bytes:
     is_image = head.kind in IMAGES or head.kind == FORM
     body: dict[str, Any] = {"engine": answer.engine.ref}
     ranked = top_k(answer.outputs, answer.engine, head.top)
@@ -202,7 +212,7 @@ def _response(head: Asked, answer: Answer) -> Response:
     if head.outputs or (head.outputs is None and (ranked is None or not is_image)):
         body["outputs"] = tensors.to_json(answer.outputs)
     body["timings_ms"] = {name: round(ms, 3) for name, ms in answer.timings_ms.items()}
-    return json_response(body)
+    return json_bytes(body)
 
 
 def _single_kind(head: Asked) -> str:

@@ -82,7 +82,11 @@ def _infer_plan(wired: Inferring, fast_path: FastPath | None, head: Head) -> Pla
 
     route = "/infer/{ref}"
     answer = partial(_answered, answered, answer_to, route, {"ref": ref})
-    begin = fast_path.of(head, route, infer.Steps(asked)) if fast_path is not None else None
+    begin = (
+        fast_path.of(head, route, infer.Steps(asked, wired.inference.prepares_images))
+        if fast_path is not None
+        else None
+    )
     return Plan(head, ref, 0, partial(wired.inference.has_found, ref), answer, begin)
 
 

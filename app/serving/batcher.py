@@ -6,53 +6,18 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from app.backends.base import Context, NotByRow
 from app.domain.errors import ExecutionFailed, QueueFull, ServiceError, ShuttingDown
 from app.domain.tensors import Signature, Tensors
 from app.serving.contexts import ContextThread
+from app.serving.requests import Answered, Request, Run
 from app.serving.tuning import ON_LOOP_JOINT_S, ON_LOOP_S, Pace
 
 log = logging.getLogger(__name__)
-
-
-class Run(NamedTuple):
-    """One request's part of a run."""
-
-    outputs: Tensors  # this request's rows; they share no memory with another request's
-    queue_ms: float  # from submit to the start of the run
-    compute_ms: float  # of the whole run
-    batch_rows: int  # rows of the whole run
-    is_first: bool = True  # of the requests that the run answered: they are as many as runs
-
-
-class Answered(Protocol):
-    """Who waits for a run. An asyncio.Future is one; what is called here runs on the event loop and raises nothing."""
-
-    def done(self) -> bool:
-        """Whether nobody waits any more."""
-        ...
-
-    def set_result(self, run: Run, /) -> None: ...
-
-    def set_exception(self, error: ServiceError, /) -> None: ...
-
-
-class Request:
-    """What waits for its turn."""
-
-    __slots__ = ("alone", "answer", "rows", "shapes", "submitted_s", "tensors")
-
-    def __init__(self, tensors: Tensors, rows: int, answer: Answered) -> None:
-        self.tensors = tensors
-        self.rows = rows
-        self.shapes = _shapes(tensors)  # requests of equal shapes may be joined
-        self.answer = answer
-        self.submitted_s = time.perf_counter()
-        self.alone = False  # a joint run with it has failed
 
 
 class MicroBatcher:
@@ -120,9 +85,13 @@ class MicroBatcher:
                 answer.exception()  # it came in the turn of the cancellation; nobody else will look at it
             raise
 
-    def enqueue(self, tensors: Tensors, rows: int, answer: Answered) -> Request:
+    def enqueue(self, tensors: Tensors | Callable[[], Tensors], rows: int, answer: Answered) -> Request:
         """As `submit`, for one who is called when the answer is there; QueueFull and ShuttingDown are raised at once
-        where they are known at once."""
+        where they are known at once.
+
+        Args:
+            tensors: or what makes them, for an engine that `prepares`; what it raises is the answer.
+        """
         self._refuse_if_closed_or_full(rows)
         request = Request(tensors, rows, answer)
         self._queue.append(request)
@@ -203,6 +172,11 @@ class MicroBatcher:
             self._idle.append(context)
 
     @property
+    def prepares(self) -> bool:
+        """Whether the contexts make tensors as well as anybody: on the same processors, for runs of one request."""
+        return self._pace is not None and self._rows_max == 1 and not self.is_short
+
+    @property
     def is_short(self) -> bool:
         """Whether runs of one row stay on the event loop."""
         return self._stays_on_loop(1)
@@ -254,8 +228,8 @@ class MicroBatcher:
                 continue
             self.requests += 1
             self.rows += request.rows
-            queue_ms = (ran.started_s - request.submitted_s) * 1e3
-            request.answer.set_result(Run(outputs, queue_ms, took_s * 1e3, batch_rows, is_first))
+            queue_ms, prepare_ms = (ran.taken_s - request.submitted_s) * 1e3, (ran.started_s - ran.taken_s) * 1e3
+            request.answer.set_result(Run(outputs, queue_ms, took_s * 1e3, batch_rows, is_first, prepare_ms))
             is_first = False
 
     def _retry_alone(self, batch: list[Request], error: BaseException | None) -> None:
@@ -285,15 +259,19 @@ def rows_limit(signature: Signature) -> int:
 
 class _Ran(NamedTuple):
     parts: list[Tensors]
-    started_s: float
+    taken_s: float
+    started_s: float  # when all tensors were there
     ended_s: float
 
 
 def _executed(batch: Sequence[Request], context: Context) -> _Ran:
     """Join, run and split where the context is, so that the event loop copies nothing while a thread runs."""
+    taken_s = time.perf_counter()
+    for request in batch:
+        request.prepare()
     started_s = time.perf_counter()
     outputs = context.run_joined([request.tensors for request in batch], [request.rows for request in batch])
-    return _Ran(outputs, started_s, time.perf_counter())
+    return _Ran(outputs, taken_s, started_s, time.perf_counter())
 
 
 def _outcome(batch: Sequence[Request], context: Context) -> tuple[_Ran | None, BaseException | None]:
@@ -301,13 +279,6 @@ def _outcome(batch: Sequence[Request], context: Context) -> tuple[_Ran | None, B
         return _executed(batch, context), None
     except Exception as error:
         return None, error
-
-
-def _shapes(tensors: Tensors) -> Hashable:
-    if len(tensors) == 1:
-        ((name, tensor),) = tensors.items()
-        return (name, tensor.dtype, tensor.shape[1:])
-    return tuple((name, tensors[name].dtype, tensors[name].shape[1:]) for name in sorted(tensors))
 
 
 def _fail(request: Request, error: ServiceError) -> None:

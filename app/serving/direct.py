@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 
 from app.domain.builds import EngineRecord
-from app.domain.errors import ServiceError
+from app.domain.errors import ImageRejected, ServiceError
 from app.domain.tensors import Tensors
 from app.serving.answers import Answer
-from app.serving.batcher import Request, Run
 from app.serving.pool import EnginePool
+from app.serving.requests import Request, Run
 from app.serving.statistics import Statistics
 
 Told = Callable[["Answer | None", "ServiceError | None"], None]  # the answer, or why there is none; raises nothing
@@ -19,7 +19,18 @@ Told = Callable[["Answer | None", "ServiceError | None"], None]  # the answer, o
 class DirectRun:
     """Holds its lease until the answer is there; the batcher takes it for a future. Used on the event loop only."""
 
-    __slots__ = ("_is_over", "_pool", "_record", "_request", "_rows", "_seat", "_started_s", "_statistics", "_told")
+    __slots__ = (
+        "_is_image",
+        "_is_over",
+        "_pool",
+        "_record",
+        "_request",
+        "_rows",
+        "_seat",
+        "_started_s",
+        "_statistics",
+        "_told",
+    )
 
     def __init__(
         self,
@@ -40,11 +51,13 @@ class DirectRun:
         self._started_s = started_s
         self._told = told
         self._rows = 0
+        self._is_image = False
         self._request: Request | None = None
         self._is_over = False
 
-    def enqueue(self, tensors: Tensors) -> None:
-        """Wait for a turn. Raises as `MicroBatcher.enqueue` does."""
+    def enqueue(self, tensors: Tensors | Callable[[], Tensors]) -> None:
+        """Wait for a turn; see `WarmEngine.enqueue`. Raises as `MicroBatcher.enqueue` does."""
+        self._is_image = callable(tensors)
         warm = self._seat.warm
         assert warm is not None
         try:
@@ -68,14 +81,20 @@ class DirectRun:
 
     def set_result(self, run: Run) -> None:
         total_s = time.perf_counter() - self._started_s
+        self._is_over = True
+        prepared_ms = {"preprocess": run.prepare_ms} if self._is_image else {}
+        ran_ms = {"load": 0.0, "queue": run.queue_ms, "compute": run.compute_ms, "total": total_s * 1e3}
+        self._told(Answer(self._record, run.outputs, {**prepared_ms, **ran_ms}, run.batch_rows), None)
+        # The client has its answer first: after a run the processor has little of this left in its caches.
+        self._statistics.add_answer(
+            self._record.ref, (run,), self._rows, total_s, prepared_ms.get("preprocess", 0.0) / 1e3
+        )
         self._end()
-        self._statistics.add_answer(self._record.ref, (run,), self._rows, total_s, 0.0)
-        timings_ms = {"load": 0.0, "queue": run.queue_ms, "compute": run.compute_ms, "total": total_s * 1e3}
-        self._told(Answer(self._record, run.outputs, timings_ms, run.batch_rows), None)
 
     def set_exception(self, error: ServiceError) -> None:
         self._end()
-        self._count_failure()
+        if not isinstance(error, ImageRejected):  # it did not pass every check
+            self._count_failure()
         self._told(None, error)
 
     def _count_failure(self) -> None:

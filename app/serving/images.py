@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from itertools import pairwise
@@ -13,7 +13,7 @@ import numpy as np
 from app.domain.builds import EngineRecord
 from app.domain.errors import ImageRejected, InvalidRequest, RecipeMissing
 from app.domain.preprocess import Preprocess, row_from_image
-from app.domain.tensors import ANY, Signature, Tensor, Tensors, described
+from app.domain.tensors import ANY, Signature, Tensor, Tensors, check_inputs, described
 from app.serving.batcher import rows_limit
 
 
@@ -29,6 +29,22 @@ async def image_batches(images: Sequence[bytes | memoryview], record: EngineReco
     rows = await _rows_from(images, recipe, workers)
     chunks = _chunks(rows, _rows_a_run(record.built.signature, recipe.input))
     return [{recipe.input: await _stacked(chunk, workers)} for chunk in chunks]
+
+
+def image_input(image: memoryview, record: EngineRecord) -> Callable[[], Tensors]:
+    """What makes the input of a run of one image, on any thread; it raises ImageRejected.
+
+    Raises:
+        RecipeMissing: the engine takes tensors only.
+    """
+    recipe = _recipe(record)
+
+    def made() -> Tensors:
+        tensors = {recipe.input: row_from_image(image, recipe)[np.newaxis]}
+        check_inputs(tensors, record.built.signature)
+        return tensors
+
+    return made
 
 
 def _recipe(record: EngineRecord) -> Preprocess:

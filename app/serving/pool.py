@@ -104,6 +104,12 @@ class EnginePool:
         seat = self._seats.get(record.blob)
         return seat is not None and seat.warm is not None and not self._is_closed
 
+    def warm(self, record: EngineRecord) -> WarmEngine:
+        """An engine that `is_warm`."""
+        warm = self._seats[record.blob].warm
+        assert warm is not None
+        return warm
+
     def taken(self, record: EngineRecord) -> Seat:
         """A lease on an engine that `is_warm`, until `give_back`."""
         seat = self._seats[record.blob]

@@ -17,13 +17,13 @@ from app.domain.errors import InUse, RequestTimedOut, TensorRejected
 from app.domain.tensors import Shape, Signature, Tensor, Tensors, check_inputs, described
 from app.room import Room
 from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
-from app.serving.batcher import Run
 from app.serving.direct import DirectRun, Told
-from app.serving.images import image_batches
+from app.serving.images import image_batches, image_input
 from app.serving.lookups import Lookups
 from app.serving.pool import EnginePool
 from app.serving.pool_events import PoolEvents
 from app.serving.refusals import stopping
+from app.serving.requests import Run
 from app.serving.seats import WarmState
 from app.serving.statistics import Statistics
 from app.serving.warm import rows_in
@@ -87,20 +87,25 @@ class InferenceService:
         """Whether there is nothing to wait for but a turn of the engine."""
         return self._pool.is_warm(record)
 
-    def begin(self, record: EngineRecord, inputs: Mapping[str, Tensor], told: Told) -> DirectRun:
+    def prepares_images(self, record: EngineRecord) -> bool:
+        """Whether `begin` takes images for this engine, which is warm: its runs' processors may as well decode them."""
+        return self._pool.warm(record).prepares
+
+    def begin(self, record: EngineRecord, inputs: Mapping[str, Tensor] | memoryview, told: Told) -> DirectRun:
         """As `infer` with an engine that is warm, for one who is called when the answer is there.
 
         Args:
+            inputs: or one encoded image, of an engine that `prepares_images`.
             told: called once, unless the run is withdrawn before; not before this returns.
 
         Raises:
-            TensorRejected, or what `MicroBatcher.enqueue` raises.
+            TensorRejected, RecipeMissing, or what `MicroBatcher.enqueue` raises.
         """
         started_s = time.perf_counter()
-        checked = self._checked(inputs, record)
+        ready = image_input(inputs, record) if isinstance(inputs, memoryview) else self._checked(inputs, record)
         self._withdrawn.discard(record.ref)
         run = DirectRun(self._pool, self.statistics, record, started_s, told)
-        run.enqueue(checked)
+        run.enqueue(ready)
         return run
 
     async def infer(self, ref: str, inputs: Mapping[str, Tensor], *, timeout_s: float | None = None) -> Answer:

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.serving.batcher import Run
 from app.serving.distribution import ROWS, Distribution
+from app.serving.requests import Run
 
 STAGES = ("decode", "preprocess", "queue", "compute", "encode")  # of a request, in their order
 

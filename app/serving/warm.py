@@ -11,8 +11,9 @@ from functools import partial
 from app.backends.base import Context, LoadedEngine
 from app.domain.errors import ServiceError
 from app.domain.tensors import Signature, Tensors, warm_up_inputs
-from app.serving.batcher import Answered, MicroBatcher, Request, Run, rows_limit
+from app.serving.batcher import MicroBatcher, rows_limit
 from app.serving.contexts import ContextThread
+from app.serving.requests import Answered, Request, Run
 from app.serving.tuning import GAIN, ON_LOOP_S, WIDE_BUDGET_S, Tuning, measured, reaches
 
 log = logging.getLogger(__name__)
@@ -75,9 +76,14 @@ class WarmEngine:
         """Answer one request; see `MicroBatcher.submit`."""
         return await self._batcher.submit(tensors, rows_in(tensors, self.signature))
 
-    def enqueue(self, tensors: Tensors, answer: Answered) -> Request:
-        """Answer one request by calls; see `MicroBatcher.enqueue`."""
-        return self._batcher.enqueue(tensors, rows_in(tensors, self.signature), answer)
+    def enqueue(self, tensors: Tensors | Callable[[], Tensors], answer: Answered) -> Request:
+        """Answer one request by calls; see `MicroBatcher.enqueue`.
+
+        Args:
+            tensors: or what makes those of one row, where the engine `prepares`.
+        """
+        rows = 1 if callable(tensors) else rows_in(tensors, self.signature)
+        return self._batcher.enqueue(tensors, rows, answer)
 
     def forget(self, request: Request) -> None:
         """The client of a request that was enqueued has gone."""
@@ -93,6 +99,11 @@ class WarmEngine:
         self._batcher.requests += requests
         self._batcher.rows += rows
         self._batcher.runs += runs
+
+    @property
+    def prepares(self) -> bool:
+        """See `MicroBatcher.prepares`."""
+        return self._batcher.prepares
 
     @property
     def is_short(self) -> bool:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from app.backends.base import joined, split
 from app.domain.errors import ExecutionFailed, QueueFull, ShuttingDown
 from app.domain.tensors import DType, ShapeRange, Signature, Tensors, TensorSpec
-from app.serving.batcher import MicroBatcher, Run, rows_limit
+from app.serving.batcher import MicroBatcher, rows_limit
 from app.serving.contexts import ContextThread
+from app.serving.requests import Run
 from tests.fakes import FakeEngine, Gate, doubled, eventually, row, soon, threads_of_serving
 
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from app.domain.errors import ExecutionFailed
-from app.serving.batcher import Run
 from app.serving.pool import EnginePool
+from app.serving.requests import Run
 from app.serving.service import InferenceService
 from app.serving.statistics import STAGES, Statistics
 from tests.fakes import FakeEngine, Gate, engine_record, eventually, row
