@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx.reference import ReferenceEvaluator
 
 from app.backends import registry
 from app.build.cast import cast_to_half
@@ -21,7 +23,7 @@ from app.domain.builds import Placement, Precision, Ranging
 from app.domain.errors import DynamicBatchImpossible, FoldImpossible
 from app.domain.jobs import EventKind
 from app.domain.preprocess import Preprocess, normalised, row_from_image
-from app.domain.tensors import DType, TensorSpec
+from app.domain.tensors import DType, Tensor, Tensors, TensorSpec
 from tests import networks
 from tests.bench import Bench
 from tests.samples import encoded, picture, pictures
@@ -180,17 +182,29 @@ def quantised(
 def sqnr_db(folder: Path, samples: Selection) -> float:
     """Of the quantised graph, every optimisation off, against the model it was made from."""
     runtime = registry.backend("onnxruntime")
+    with (
+        closing(runtime.load(folder / "quantised.onnx")) as graph,
+        closing(graph.open_context()) as context,
+    ):
+        return _sqnr_db(folder, samples, lambda batch: context.run(batch)["logits"])
+
+
+def sqnr_by_definition_db(folder: Path, samples: Selection) -> float:
+    """As `sqnr_db`, by ONNX's own evaluator: ONNX Runtime 1.23 quantises float16 with 17 dB. From opset 19 on."""
+    evaluator = ReferenceEvaluator(str(folder / "quantised.onnx"))
+    return _sqnr_db(folder, samples, lambda batch: evaluator.run(["logits"], batch)[0])
+
+
+def _sqnr_db(folder: Path, samples: Selection, run: Callable[[Tensors], Tensor]) -> float:
     signal = noise = 0.0
     with (
-        closing(runtime.load(folder / "model.onnx")) as model,
-        closing(runtime.load(folder / "quantised.onnx")) as graph,
-        closing(model.open_context()) as before,
-        closing(graph.open_context()) as after,
+        closing(registry.backend("onnxruntime").load(folder / "model.onnx")) as model,
+        closing(model.open_context()) as context,
     ):
         for batch in samples.batches(8):
-            wanted = before.run(batch)["logits"]
+            wanted = context.run(batch)["logits"]
             signal += float(np.square(wanted).sum())
-            noise += float(np.square(wanted - after.run(batch)["logits"]).sum())
+            noise += float(np.square(wanted - run(batch)).sum())
     return float(10 * np.log10(signal / noise))
 
 
@@ -274,7 +288,7 @@ def test_a_quantised_graph_is_float16_around_its_integers_where_types_come_from_
     casts = [node for node in graph.node if node.op_type == "Cast"]
     assert len(casts) == 2  # the input and the output stay float32
     assert cut == [] and made.opset_import[0].version == 19
-    assert sqnr_db(tmp_path, selection) > before - 1
+    assert sqnr_by_definition_db(tmp_path, selection) > before - 1
 
 
 def test_folded_engines_quantise_behind_the_folded_arithmetic(bench, tmp_path):
