@@ -74,6 +74,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self.seen_s = time.monotonic()
+        self.front.calm.received_bytes += nbytes
         exchange = self._exchange
         if exchange is not None and exchange.room is not None:
             self._stretch_bytes += nbytes

@@ -13,6 +13,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from app import heap
 from app.api.busy_poll import BusyPoll
 from app.api.connection import Connection
 from app.api.exchange import Exchange
@@ -58,6 +59,7 @@ class Front:
         self.heads = Heads(planner)
         self.limits = limits
         self.busy_poll = BusyPoll(limits.busy_poll_s)
+        self.calm = heap.Calm()
         # One buffer for all: what was read is used up before anything else is read.
         self.read = bytearray(READ_BYTES)
         self.view = memoryview(self.read)
@@ -132,6 +134,7 @@ class Front:
         for connection in list(state.connections):
             if isinstance(connection, Connection):
                 connection.end_if_late(now_s)
+        self.calm.look()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop, state)
 
 

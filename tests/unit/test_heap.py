@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-USED_MIB = 40  # by each thread; the bound is 64
+from app.heap import CALM_BYTES, Calm
+
+LARGE = CALM_BYTES + 1
+USED_MIB = 40  # by each thread; the bound is 256
 MAIN = """
 import sys, threading
 from ctypes import CDLL, c_size_t, c_void_p, memset
@@ -65,3 +68,25 @@ def test_what_many_threads_have_freed_is_given_back_as_well() -> None:
     _, left_mib = kept_and_left_mib(threads=4)
 
     assert left_mib < 4
+
+
+@pytest.mark.parametrize(
+    ("received_bytes", "trims"),
+    [
+        ([0, 0, 0, 0, 0], 0),  # nothing was kept
+        ([LARGE, 0, 0], 0),
+        ([LARGE, 0, 0, 0, 0, 0, 0], 1),
+        ([LARGE, 1000, 1000, 1000], 1),  # others poll
+        ([LARGE, 0, 0, LARGE, 0, 0], 0),
+        ([LARGE, 0, 0, 0, LARGE, 0, 0, 0, 0], 2),
+    ],
+)
+def test_the_heap_is_trimmed_once_when_traffic_has_calmed_down(received_bytes: list[int], trims: int) -> None:
+    trimmed: list[None] = []
+    calm = Calm(lambda: trimmed.append(None))
+
+    for nbytes in received_bytes:
+        calm.received_bytes += nbytes
+        calm.look()
+
+    assert len(trimmed) == trims
