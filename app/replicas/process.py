@@ -79,6 +79,7 @@ class Replica:
         self._records: dict[Digest, EngineRecord] = {}  # of the copies
         self._used: dict[Digest, tuple[int, int, int]] = {}  # what their counters showed at the last tally
         self._closed = 0  # connections, since the last tally, that were not handed back
+        self._opening = 0  # connections that have come and are not open yet
         self._is_ticking = False
         self._is_stopping = False
 
@@ -103,6 +104,7 @@ class Replica:
             return
         rest = Returned(self)
         rest.connection = Connection(self._front, self._config, self._state, rest, self._loop)
+        self._opening += 1
         if not self._is_ticking:
             self._is_ticking = True
             self._tick()
@@ -114,6 +116,8 @@ class Replica:
         except OSError:  # its client is gone already
             accepted.close()
             self._closed += 1
+        finally:
+            self._opening -= 1
 
     async def _load(self, ref: str) -> None:
         inference = self._opened_copies().inference
@@ -204,7 +208,7 @@ class Replica:
         for connection in self._connections():
             self._end_wait(connection, now_s - connection.seen_s)
         self._tally()
-        self._is_ticking = bool(self._state.connections)
+        self._is_ticking = bool(self._state.connections) or self._opening > 0
         if self._is_ticking:
             self._loop.call_later(TICK_S, self._tick)
 

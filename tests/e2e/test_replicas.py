@@ -129,6 +129,20 @@ def test_every_answer_of_a_busy_connection_is_right_and_counted_once_wherever_it
     service.eventually(lambda: metric(service, "replica_connections") == 0)
 
 
+def test_the_only_connection_of_a_replica_is_counted_while_it_is_there_and_when_it_has_gone(service: Service) -> None:
+    counted = "http_requests_total", '{method="POST",route="/v2/models/{model}/infer",status="200"}'
+    before = metric(service, *counted)
+
+    with busy(service, 2) as clients:  # the other one stays
+        assert metric(service, "replica_connections") == 1
+        there = sum(client.right for client in clients)
+        service.eventually(lambda: metric(service, *counted) - before > there)
+
+    answered = sum(client.right for client in clients)
+    service.eventually(lambda: metric(service, *counted) == before + answered)
+    service.eventually(lambda: metric(service, "replica_connections") == 0)
+
+
 def test_a_request_that_a_replica_has_no_answer_to_gets_the_one_it_always_gets(service: Service) -> None:
     id_sent = "X-Request-ID: the-same"
     asked = [
