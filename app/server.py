@@ -94,7 +94,7 @@ def serve(settings: Settings, *, with_worker: bool) -> int:
             access_log=False,
             timeout_graceful_shutdown=GRACE_S,
             server_header=False,
-            http=Front(partial(planned, services, fast_path), limits_of(settings), team),  # type: ignore[arg-type]  # a factory
+            http=Front(partial(planned, services, fast_path), limits_of(settings), services.bodies, team),  # type: ignore[arg-type]  # a factory
             headers=headers.ALWAYS,
             proxy_headers=bool(settings.trusted_proxies),  # else a client could claim any address
             forwarded_allow_ips=settings.trusted_proxies or None,

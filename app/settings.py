@@ -82,6 +82,12 @@ class Settings(BaseSettings):
     )
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
+    bodies_mib: int = Field(
+        0,
+        ge=0,
+        description="Memory for the bodies of all inference requests under way, in MiB; more are answered 503. 0: a"
+        " quarter of what the system has free at the start.",
+    )
     max_header_kib: int = Field(32, ge=1, description="Largest request line and headers together, in KiB.")
     header_timeout_s: float = Field(
         10, gt=0, description="A connection whose request line and headers take longer is ended, in seconds."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import socket
@@ -19,8 +20,10 @@ from app.access import policy
 from app.access.audit import AuditLog
 from app.access.door import Door
 from app.access.keyring import KeyRing
+from app.api.body_room import BodyRoom
 from app.api.services import Services
 from app.backends import registry
+from app.backends.memory import available_bytes
 from app.build.inspection import inspect_model
 from app.build.inspections import Inspections, Kill
 from app.domain.builds import Facts, SourceModel
@@ -112,6 +115,7 @@ def connected_services(settings: Settings) -> Iterator[Services]:
             watch=partial(RevisionWatch, database),
             door=policy.door(settings, keys),
             audit=AuditLog(settings.audit_dir, settings.audit_mib << 20),
+            bodies=BodyRoom(settings.bodies_mib << 20 or available_bytes() // 4),
         )
 
 
@@ -131,6 +135,7 @@ class Copies:
     settings: Settings
     inference: InferenceService
     door: Door
+    bodies: BodyRoom
 
 
 @contextmanager
@@ -147,7 +152,8 @@ def connected_copies(settings: Settings) -> Iterator[Copies]:
     )
     with closing(database), _watched(database) as (keys, watch):
         inference = InferenceService(catalogue.engine, pool, changes=watch.count)
-        yield Copies(settings, inference, policy.door(settings, keys))
+        # Its bodies are small, and those that do not arrive soon are handed back.
+        yield Copies(settings, inference, policy.door(settings, keys), BodyRoom(math.inf))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Scope
 
+from app.api.body_room import BodyRoom
 from app.api.front import Front
 from app.api.heads import Head, Plan
 from app.connections import ConnectionLimits
@@ -28,7 +30,7 @@ def serving(
 ) -> Iterator[int]:
     """Its port; `run` has the thread's event loop."""
     listener = socket.create_server(("127.0.0.1", 0))
-    front: Any = Front(_planner, ConnectionLimits(LONG_S, LONG_S, 1 << 15, busy_poll_s=busy_poll_s))
+    front: Any = Front(_planner, ConnectionLimits(LONG_S, LONG_S, 1 << 15, busy_poll_s=busy_poll_s), BodyRoom(math.inf))
     config = uvicorn.Config(application, http=front, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: run(server.serve([listener])))

@@ -29,6 +29,7 @@ from app.api import (
     v2,
 )
 from app.api.access import AccessMiddleware
+from app.api.body_room import HeldBodies
 from app.api.document import DocumentedApp
 from app.api.events import Changes
 from app.api.observed import Observed, RequestCounts
@@ -77,6 +78,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.tags = Tags(services, app.state.watch, app.state.status)
     app.add_middleware(Shortcut)
     app.add_middleware(Unchanged, tags=app.state.tags)  # innermost: whoever may not ask is not told this either
+    app.add_middleware(HeldBodies, room=services.bodies)
     app.add_middleware(AccessMiddleware, door=services.door, audit=services.audit)
     cors.install(app, services.settings.allowed_origins)
     # Added last, so outermost: what other layers answer is counted as well.

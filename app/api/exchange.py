@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 PLAN, BODY = "jetforge.plan", "jetforge.body"  # in the scope of such a request
 ALIGNMENT = 16  # bytes; numpy's memory is aligned to it, and no dtype needs more
 EAGER_BYTES = 1 << 20  # of a body that is received before anybody asks for it
+UNCOUNTED_BYTES = 1 << 14  # of a body that needs no room of its own: as much as one read of the connection
 
 
 class Exchange:
@@ -40,6 +41,7 @@ class Exchange:
     _start: Message | None = None
     _has_length = False  # the answer's was announced
     _is_finished = False
+    _held_bytes = 0  # of the room for bodies
 
     def __init__(self, connection: Connection, plan: Plan) -> None:
         head = plan.head
@@ -52,7 +54,9 @@ class Exchange:
     def begin(self, data: memoryview) -> memoryview:
         """Take what came with the head; returns what is not the request's any more."""
         own, rest = data[: self._missing_bytes], data[self._missing_bytes :]
-        if self._plan.head.body_bytes <= EAGER_BYTES:
+        body_bytes = self._plan.head.body_bytes
+        if body_bytes <= EAGER_BYTES and self._has_room():  # else the answer says that there is none
+            self._take_room()
             if self._owes_100:
                 self._continue_100()
             self._open_room(own)
@@ -89,6 +93,7 @@ class Exchange:
         """The connection is lost: nobody waits for the answer."""
         self._is_gone = True
         self.room = None
+        self._give_back()
         if self._task is not None:
             self._task.cancel()
         elif self._withdraw is not None:
@@ -118,8 +123,13 @@ class Exchange:
     # --- what the application uses ---------------------------------------------------------------------------------
 
     async def body(self) -> memoryview:
-        """The whole body, aligned as its plan says, read-only. A client that hangs up cancels its request."""
+        """The whole body, aligned as its plan says, read-only. A client that hangs up cancels its request.
+
+        Raises:
+            BodiesFull: there is no room for it.
+        """
         if self._body is None:
+            self._take_room()
             early, self._early = self._early, b""
             self._missing_bytes += len(early)
             self._continue_100()
@@ -154,6 +164,21 @@ class Exchange:
             await self._writable
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        nbytes = self._plan.head.body_bytes
+        return nbytes <= UNCOUNTED_BYTES or self._connection.front.bodies.has(nbytes)
+
+    def _take_room(self) -> None:
+        nbytes = self._plan.head.body_bytes
+        if nbytes > UNCOUNTED_BYTES:
+            self._connection.front.bodies.take(nbytes)
+            self._held_bytes = nbytes
+
+    def _give_back(self) -> None:
+        if self._held_bytes:
+            self._connection.front.bodies.give_back(self._held_bytes)
+            self._held_bytes = 0
 
     def _open_room(self, first: memoryview) -> None:
         self._body = aligned(self._plan.head.body_bytes, self._plan.offset)
@@ -234,6 +259,7 @@ class Exchange:
 
     def _finish(self) -> None:
         self._is_finished = True
+        self._give_back()
         self._withdraw = None  # it leads back here: the request is to be freed now, not by the cycle collector
         if self._missing_bytes and not self._owes_100:
             self._skip()

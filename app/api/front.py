@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from app import heap
+from app.api.body_room import BodyRoom
 from app.api.busy_poll import BusyPoll
 from app.api.connection import Connection
 from app.api.exchange import Exchange
@@ -47,17 +48,21 @@ class Others(Protocol):
 class Front:
     """What the connections of one server share. uvicorn takes it for its class of protocols."""
 
-    def __init__(self, planner: Planner, limits: ConnectionLimits, others: Others | None = None) -> None:
+    def __init__(
+        self, planner: Planner, limits: ConnectionLimits, bodies: BodyRoom, others: Others | None = None
+    ) -> None:
         """
         Args:
             planner: says which requests are taken here, by their heads.
             limits: of connections that make the server wait.
+            bodies: where the bodies of all requests find room.
             others: None: all connections stay in this process.
         """
         self.others = others
         self._made: Callable[[], Connection] | None = None  # as uvicorn has them made
         self.heads = Heads(planner)
         self.limits = limits
+        self.bodies = bodies
         self.busy_poll = BusyPoll(limits.busy_poll_s)
         self.calm = heap.Calm()
         # One buffer for all: what was read is used up before anything else is read.

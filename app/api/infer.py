@@ -15,6 +15,7 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi, tensors
+from app.api.body_room import Holding
 from app.api.multipart import Sink, body_too_large, media_type, read_multipart
 from app.api.problems import answer_to
 from app.api.responses import Piece, TensorResponse, Written, add_server_timing, json_bytes, raw, tensor_lines
@@ -98,9 +99,11 @@ async def answered(wired: Inferring, head: Asked, bodies: list[memoryview]) -> R
         answer = await wired.inference.infer_images(head.ref, bodies, timeout_s=head.timeout_s)
     else:
         record = await wired.inference.find(head.ref)
-        inputs = await _parsed(head, bodies[0], record.built.signature, wired.settings.max_body_mib << 20)
-        input_ns = time.perf_counter_ns() - arrived_ns
-        answer = await wired.inference.infer(record.ref, inputs, timeout_s=head.timeout_s)
+        limit_bytes = wired.settings.max_body_mib << 20
+        with Holding(wired.bodies) as holding:
+            inputs = await _parsed(head, bodies[0], record.built.signature, limit_bytes, holding)
+            input_ns = time.perf_counter_ns() - arrived_ns
+            answer = await wired.inference.infer(record.ref, inputs, timeout_s=head.timeout_s)
     answered_ns = time.perf_counter_ns()
     response = _response(head, answer)
     output_ns = time.perf_counter_ns() - answered_ns
@@ -151,11 +154,11 @@ def _timeout_s(text: str | None) -> float | None:
     return float(text) / 1e3
 
 
-async def _parsed(head: Asked, body: memoryview, signature: Signature, limit_bytes: int) -> Tensors:
+async def _parsed(head: Asked, body: memoryview, signature: Signature, limit_bytes: int, holding: Holding) -> Tensors:
     if head.kind in (NPY, RAW):
         return _bare(head, body, signature)
     if head.kind == NPZ:
-        return await run_in_threadpool(tensors.from_npz, body, limit_bytes)
+        return await run_in_threadpool(tensors.from_npz, body, limit_bytes, holding)
     if len(body) > OFF_LOOP_BYTES:
         return await run_in_threadpool(tensors.from_json, body, signature)
     return tensors.from_json(body, signature)

@@ -30,6 +30,8 @@ class Measured:
     jobs: Mapping[JobState, int]
     workers: int
     streams: int  # open event streams of all jobs
+    body_used_bytes: int
+    body_limit_bytes: float
     disk_total_bytes: int
     disk_free_bytes: int
     artefact_bytes: int
@@ -46,7 +48,7 @@ def families(
     builds: BuildCounts,
 ) -> Iterator[Metric]:
     yield _gauge("jetforge_info", "Always 1; the version is a label.", ["version"], [([__version__], 1)])
-    yield from _of_requests(requests)
+    yield from _of_requests(requests, measured)
     yield from _of_inference(inference, measured.states)
     yield from _of_the_pool(measured, pool)
     yield from _of_builds(measured, builds)
@@ -65,7 +67,7 @@ def by_engine(states: Sequence[WarmState], figure: Callable[[WarmState], int]) -
     return [((ref,), value) for ref, value in found.items()]
 
 
-def _of_requests(requests: RequestCounts) -> Iterator[Metric]:
+def _of_requests(requests: RequestCounts, measured: Measured) -> Iterator[Metric]:
     answered = [((route, method, str(status)), n) for (route, method, status), n in list(requests.answered.items())]
     yield _counter("jetforge_http_requests", "Answered requests.", ["route", "method", "status"], answered)
     taken = [((route,), spread) for route, spread in list(requests.seconds.items())]
@@ -73,6 +75,9 @@ def _of_requests(requests: RequestCounts) -> Iterator[Metric]:
     yield _gauge("jetforge_replicas", "Processes that answer beside this one.", [], [((), requests.replicas)])
     connections = [((), requests.replica_connections)]
     yield _gauge("jetforge_replica_connections", "Connections that they have.", [], connections)
+    about = "Bodies of inference requests under way."
+    yield _gauge("jetforge_body_memory_used_bytes", about, [], [((), measured.body_used_bytes)])
+    yield _gauge("jetforge_body_memory_limit_bytes", "What they may have.", [], [((), measured.body_limit_bytes)])
 
 
 def _of_inference(inference: Sequence[tuple[str, Totals]], states: Sequence[WarmState]) -> Iterator[Metric]:

@@ -69,6 +69,8 @@ class MetricsPage:
             jobs=self._wired.queue.counts(),
             workers=self._wired.workers_alive(),
             streams=self._feed.streams,
+            body_used_bytes=self._wired.bodies.held_bytes,
+            body_limit_bytes=self._wired.bodies.limit_bytes,
             disk_total_bytes=disk.total,
             disk_free_bytes=disk.free,
             artefact_bytes=self._artefact_bytes(),

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 
 from app.access.audit import AuditLog
 from app.access.door import Door
+from app.api.body_room import BodyRoom
 from app.build.inspections import Inspections
 from app.intake import Intake
 from app.prebuilt import Prebuilt
@@ -35,6 +36,9 @@ class Inferring(Protocol):
     @property
     def inference(self) -> InferenceService: ...
 
+    @property
+    def bodies(self) -> BodyRoom: ...
+
 
 @dataclass(frozen=True)
 class Services:
@@ -55,6 +59,7 @@ class Services:
     watch: Callable[[], RevisionWatch]  # a new one; whoever takes it closes it
     door: Door
     audit: AuditLog
+    bodies: BodyRoom
 
 
 def services(request: Request) -> Services:

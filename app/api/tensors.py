@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import orjson
 
+from app.api.body_room import Holding
 from app.domain.errors import InvalidRequest, InvalidShape, TensorRejected
 from app.domain.tensors import ANY, DType, Shape, Signature, Tensor, Tensors, TensorSpec, described, shape_text
 
+JSON_BYTES_MAX = 64 << 20  # as Triton's: JSON takes many times its size once parsed
 _RANK_MAX = 32  # numpy's own limit
 
 
@@ -31,13 +33,26 @@ def only_input(signature: Signature) -> TensorSpec:
     return signature.inputs[0]
 
 
+def check_json_size(nbytes: int, instead: str) -> None:
+    """Refuse more JSON than the memory may be able to hold.
+
+    Raises:
+        InvalidRequest: it is too much.
+    """
+    if nbytes > JSON_BYTES_MAX:
+        raise InvalidRequest(
+            f"The JSON is {nbytes >> 20} MiB; at most {JSON_BYTES_MAX >> 20} are read.", hint=f"Send {instead}."
+        )
+
+
 def from_json(body: bytes | memoryview, signature: Signature) -> Tensors:
     """`{"inputs": {name: nested lists, …}}`, or `{"inputs": nested lists}` for a single input.
 
     Raises:
-        InvalidRequest: not JSON (NaN and Infinity are not), or not of that form.
+        InvalidRequest: not JSON (NaN and Infinity are not), too much of it, or not of that form.
         TensorRejected: a list is ragged or holds what the input's dtype cannot.
     """
+    check_json_size(len(body), "npy, npz or bare bytes")
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -124,14 +139,24 @@ def from_npy(body: bytes | memoryview, what: str = "The body") -> Tensor:
     return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
 
 
-def from_npz(body: bytes | memoryview, limit_bytes: int) -> Tensors:
-    """Named arrays in numpy's .npz format; unpacks at most `limit_bytes`."""
+def from_npz(body: bytes | memoryview, limit_bytes: int, holding: Holding) -> Tensors:
+    """Named arrays in numpy's .npz format.
+
+    Args:
+        limit_bytes: at most so much is unpacked.
+        holding: takes room for it.
+
+    Raises:
+        BodiesFull: the bodies of other requests leave no room.
+        InvalidRequest: not such an archive, or one of more.
+    """
     hint = "Write it with numpy.savez(file, input_name=array)."
     tensors: Tensors = {}
     left = limit_bytes
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             for info in archive.infolist():
+                holding.take(min(info.file_size, left + 1))
                 with archive.open(info) as entry:
                     data = entry.read(left + 1)
                 left -= len(data)

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from starlette.requests import Request
 
+from app.api.body_room import Holding
 from app.api.exchange import BODY
 from app.api.multipart import body_too_large
 from app.domain.errors import FeatureUnsupported, InvalidRequest
 
 ALIGNMENT = 64  # bytes; of a cache line, and enough for every dtype
+PACKED_BYTES, INFLATED_BYTES = 1 << 16, 1 << 20  # at a time
 DEFLATE_LEVEL = 1  # tensors hardly shrink further, and every level costs time
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}  # deflate means zlib's format in HTTP (RFC 9110)
 CODINGS = ", ".join(_WINDOW_BITS)
@@ -58,10 +60,14 @@ def placed(pieces: Sequence[bytes], total: int, offset: int) -> memoryview:
     return body.toreadonly()
 
 
-def inflated(body: memoryview, coding: str, limit_bytes: int) -> memoryview:
+def inflated(body: memoryview, coding: str, limit_bytes: int, holding: Holding) -> memoryview:
     """Undo a Content-Encoding, never to more than the limit.
 
+    Args:
+        holding: takes room for what comes out, as it comes.
+
     Raises:
+        BodiesFull: the bodies of other requests leave no room for it.
         FeatureUnsupported: another coding than gzip and deflate.
         InvalidRequest: damaged, truncated, or followed by something else.
         BodyTooLarge: it inflates to more than the limit.
@@ -71,17 +77,25 @@ def inflated(body: memoryview, coding: str, limit_bytes: int) -> memoryview:
             f"The Content-Encoding is {coding[:80]!r}; {CODINGS} are read.", hint="Send the body uncompressed."
         )
     inflater = zlib.decompressobj(_WINDOW_BITS[coding])
+    data = bytearray()
+    left = body
     try:
-        data = inflater.decompress(body, limit_bytes + 1)
+        while len(left) and not inflater.eof:
+            packed, left = left[:PACKED_BYTES], left[PACKED_BYTES:]
+            piece = inflater.decompress(packed, INFLATED_BYTES)
+            while piece:
+                holding.take(len(piece))
+                data += piece
+                if len(data) > limit_bytes:
+                    raise body_too_large(limit_bytes)
+                piece = inflater.decompress(inflater.unconsumed_tail, INFLATED_BYTES)
     except zlib.error as error:
         raise _damaged(coding, "damaged") from error
-    if len(data) > limit_bytes:
-        raise body_too_large(limit_bytes)
     if not inflater.eof:
         raise _damaged(coding, "truncated")
-    if inflater.unused_data:
-        raise _damaged(coding, f"followed by {len(inflater.unused_data)} other bytes")
-    return memoryview(data)
+    if unused_bytes := len(inflater.unused_data) + len(left):
+        raise _damaged(coding, f"followed by {unused_bytes} other bytes")
+    return memoryview(data).toreadonly()
 
 
 def wanted_coding(accept_encoding: str) -> str | None:

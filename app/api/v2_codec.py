@@ -12,11 +12,11 @@ import orjson
 
 from app.api import v2_tensors
 from app.api.responses import Piece, json_bytes, raw
+from app.api.tensors import check_json_size
 from app.domain.builds import EngineRecord
 from app.domain.errors import FeatureUnsupported, InvalidRequest, TensorRejected
 from app.domain.tensors import DType, Signature, Tensor, Tensors, TensorSpec, described
 
-JSON_BYTES_MAX = 64 << 20  # as Triton's: JSON takes many times its size once parsed
 _NAME_MAX = 1000  # characters; names are repeated in messages
 # What the protocol gives a meaning; the others are the client's own and come back with the answer.
 _RESERVED = {"binary_data_output", "sequence_id", "sequence_start", "sequence_end", "priority", "timeout"}
@@ -173,10 +173,7 @@ def _header(body: memoryview, header_bytes: int | None) -> dict[str, Any]:
             f"Inference-Header-Content-Length is {size}, the body {len(body)} bytes.",
             hint="It counts the bytes of the JSON header, before any compression.",
         )
-    if size > JSON_BYTES_MAX:
-        raise InvalidRequest(
-            f"The JSON is {size >> 20} MiB; at most {JSON_BYTES_MAX >> 20} are read.", hint="Send binary tensors."
-        )
+    check_json_size(size, "binary tensors")
     try:
         header = orjson.loads(body[:size])
     except orjson.JSONDecodeError as error:

@@ -11,6 +11,7 @@ from fastapi import Response
 from starlette.concurrency import run_in_threadpool
 
 from app.api import problems, v2_body, v2_codec, v2_repeated
+from app.api.body_room import Holding
 from app.api.problems import problem, status_of
 from app.api.responses import TensorResponse, Written, add_server_timing, tensor_lines
 from app.api.services import Inferring
@@ -57,15 +58,16 @@ async def answered(wired: Inferring, head: Asked, body: memoryview) -> Response:
     """Run the engine and write its answer."""
     arrived_ns = time.perf_counter_ns()
     record = await wired.inference.find(head.ref)
-    request = await _decoded(head, body, record.built.signature, wired.settings.max_body_mib << 20)
-    input_ns = time.perf_counter_ns() - arrived_ns
-    # By version: a newer one published in between may have another signature.
-    if request.images:
-        answer = await wired.inference.infer_images(record.ref, request.images, timeout_s=request.timeout_s)
-    else:
-        answer = await wired.inference.infer(record.ref, request.inputs, timeout_s=request.timeout_s)
-    answered_ns = time.perf_counter_ns()
-    response = await _encoded(head, request, answer)
+    with Holding(wired.bodies) as holding:
+        request = await _decoded(head, body, record.built.signature, wired.settings.max_body_mib << 20, holding)
+        input_ns = time.perf_counter_ns() - arrived_ns
+        # By version: a newer one published in between may have another signature.
+        if request.images:
+            answer = await wired.inference.infer_images(record.ref, request.images, timeout_s=request.timeout_s)
+        else:
+            answer = await wired.inference.infer(record.ref, request.inputs, timeout_s=request.timeout_s)
+        answered_ns = time.perf_counter_ns()
+        response = await _encoded(head, request, answer)
     output_ns = time.perf_counter_ns() - answered_ns
     wired.inference.statistics.add_coding(record.ref, input_ns=input_ns, output_ns=output_ns)
     if head.is_timed:
@@ -124,14 +126,16 @@ def refusal(error: ServiceError) -> Response | None:
     return problem(status, error.code, error.title, error.detail, error.hint, headers)
 
 
-async def _decoded(head: Asked, body: memoryview, signature: Signature, limit_bytes: int) -> v2_codec.InferRequest:
+async def _decoded(
+    head: Asked, body: memoryview, signature: Signature, limit_bytes: int, holding: Holding
+) -> v2_codec.InferRequest:
     is_plain = head.coding == "identity"
     json_bytes = len(body) if head.header_bytes is None else head.header_bytes
     if is_plain and json_bytes <= OFF_LOOP_BYTES:
         return head.reader.decoded(body, head.header_bytes, signature)
 
     def read() -> v2_codec.InferRequest:
-        plain = body if is_plain else v2_body.inflated(body, head.coding, limit_bytes)
+        plain = body if is_plain else v2_body.inflated(body, head.coding, limit_bytes, holding)
         return v2_codec.decoded(plain, head.header_bytes, signature)
 
     return await run_in_threadpool(read)

@@ -290,6 +290,11 @@ class ConnectionsFull(Unavailable):
     title = "Too many connections have requests under way"
 
 
+class BodiesFull(Unavailable):
+    code = "bodies_full"
+    title = "The bodies of other requests take the memory that there is for them"
+
+
 class DiskFull(Unavailable):
     code = "disk_full"
     title = "There is not enough free disk space"

@@ -193,7 +193,7 @@ class Replica:
         if self._copies is None:
             self._copies = copies = self._opened.enter_context(connected_copies(self._settings))
             fast_path = FastPath(copies.inference, copies.door, self._counts, refuses=False)
-            self._front = Front(partial(_planned, copies, fast_path), self._limits)
+            self._front = Front(partial(_planned, copies, fast_path), self._limits, copies.bodies)
         return self._copies
 
     def _connections(self) -> list[Connection]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from app import wiring
+from app.api.body_room import BodyRoom
 from app.api.grpc import open_inference_pb2 as pb
 from app.api.grpc.server import SERVICE, GrpcServer
 from app.api.grpc.streams import UNDER_WAY_MAX
@@ -34,6 +35,7 @@ class Running:
     inference: InferenceService
     gate: Gate
     channel: grpc.aio.Channel
+    bodies: BodyRoom
 
     def infer(self, *values: float, model: str = "net", timeout_us: int = 0, deadline_s: float | None = None) -> Any:
         call = self.channel.unary_unary(
@@ -102,7 +104,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
         async with grpc.aio.insecure_channel(await server.start()) as channel:
             await inference.load("net")
             gate.shut()
-            yield Running(server, inference, gate, channel)
+            yield Running(server, inference, gate, channel, services.bodies)
         gate.open()
         await soon(server.stop(LONG_S))
         await soon(inference.close())
@@ -112,6 +114,27 @@ async def refusal(call: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await soon(call)
     return caught.value
+
+
+# --- room ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_message_that_finds_no_room_is_refused_and_leaves_none_taken(running: Running) -> None:
+    limit_bytes = int(running.bodies.limit_bytes)
+    running.bodies.take(limit_bytes)
+
+    refused = await refusal(running.infer(1))
+    stream = running.stream()
+    await stream.write(request(1, id="a"))
+    answer = await soon(stream.read())
+
+    assert refused.code() is grpc.StatusCode.UNAVAILABLE
+    assert "JETFORGE_BODIES_MIB" in answer.error_message
+    assert running.bodies.held_bytes == limit_bytes
+    running.bodies.give_back(limit_bytes)
+    running.gate.open()
+    assert doubles(await soon(running.infer(1))) == [2]
+    assert running.bodies.held_bytes == 0
 
 
 # --- waiting -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from starlette.concurrency import run_in_threadpool
 
 from app.api import v2_body
+from app.api.body_room import Holding
 from app.domain.errors import InvalidRequest
 
 OFF_LOOP_BYTES = 1 << 16  # what takes long for each byte is done on a thread for more bytes than this
@@ -16,18 +17,23 @@ OFF_LOOP_BYTES = 1 << 16  # what takes long for each byte is done on a thread fo
 _CODINGS = {0x1F: "gzip", 0x78: "deflate"}
 
 
-async def parsed(kind: Any, data: bytes, limit_bytes: int) -> Any:
+async def parsed(kind: Any, data: bytes, limit_bytes: int, holding: Holding) -> Any:
     """The message that these bytes are, compressed or not.
 
+    Args:
+        holding: takes room for the message, and for what it inflates to.
+
     Raises:
+        BodiesFull: other messages and bodies leave no room.
         InvalidRequest: they are none.
         BodyTooLarge: they inflate to more than the limit.
     """
+    holding.take(len(data))
     coding = _CODINGS.get(data[0]) if data else None
     if coding is not None and len(data) > OFF_LOOP_BYTES:
-        data = bytes(await run_in_threadpool(v2_body.inflated, memoryview(data), coding, limit_bytes))
+        data = bytes(await run_in_threadpool(v2_body.inflated, memoryview(data), coding, limit_bytes, holding))
     elif coding is not None:
-        data = bytes(v2_body.inflated(memoryview(data), coding, limit_bytes))
+        data = bytes(v2_body.inflated(memoryview(data), coding, limit_bytes, holding))
     try:
         return kind.FromString(data)
     except DecodeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from app.api.body_room import Holding
 from app.api.grpc.entry import Entry
 from app.api.grpc.messages import parsed
 from app.api.grpc.service import InferenceApi, Method
@@ -34,11 +35,12 @@ class GrpcServer:
             port: 0 takes a free one.
         """
         self._limit_bytes = min(services.settings.max_body_mib << 20, MESSAGE_BYTES_MAX)
+        self._bodies = services.bodies
         self._api = InferenceApi(services)
         self._entry = Entry(services.door, services.audit)
         self._host, self._port = host, port
         self._server: Any = None
-        self._streams = Streams(self._api, self._limit_bytes)
+        self._streams = Streams(self._api, self._limit_bytes, services.bodies)
         self._calls: set[asyncio.Task[Any]] = set()  # of grpc's own: they end when the answer is sent
 
     async def start(self) -> str:
@@ -99,7 +101,9 @@ class GrpcServer:
         self._entry.check_size(visitor, len(data))
         is_done = False
         try:
-            encoded: bytes = (await method(await parsed(kind, data, self._limit_bytes))).SerializeToString()
+            with Holding(self._bodies) as holding:
+                message = await parsed(kind, data, self._limit_bytes, holding)
+                encoded: bytes = (await method(message)).SerializeToString()
             is_done = True
         finally:
             await self._entry.note(name, visitor, context, is_done=is_done)

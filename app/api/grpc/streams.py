@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from app.api.body_room import BodyRoom, Holding
 from app.api.grpc import codec
 from app.api.grpc import open_inference_pb2 as pb
 from app.api.grpc.messages import parsed
@@ -22,13 +23,15 @@ UNDER_WAY_MAX = 8  # of one stream; more are left in the connection until one is
 class Streams:
     """Every open stream of the server."""
 
-    def __init__(self, api: InferenceApi, limit_bytes: int) -> None:
+    def __init__(self, api: InferenceApi, limit_bytes: int, bodies: BodyRoom) -> None:
         """
         Args:
             limit_bytes: of one message, inflated.
+            bodies: where all messages find room.
         """
         self._api = api
         self._limit_bytes = limit_bytes
+        self._bodies = bodies
         self._readers: set[asyncio.Task[None]] = set()
         self._is_closed = False
 
@@ -79,8 +82,9 @@ class Streams:
         """The answer to one request; a failed one leaves the stream open."""
         request = None
         try:
-            request = await parsed(pb.ModelInferRequest, data, self._limit_bytes)
-            answer = pb.ModelStreamInferResponse(infer_response=await self._api.infer(request))
+            with Holding(self._bodies) as holding:
+                request = await parsed(pb.ModelInferRequest, data, self._limit_bytes, holding)
+                answer = pb.ModelStreamInferResponse(infer_response=await self._api.infer(request))
         except Exception as error:
             answer = pb.ModelStreamInferResponse(error_message=status_of(error, METHOD).message)
             answer.infer_response.id = request.id if request is not None else ""
