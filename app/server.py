@@ -26,7 +26,7 @@ from app.replicas.nursery import forked
 from app.replicas.team import Team
 from app.settings import Settings
 from app.supervisor import Supervisor
-from app.tls import certificate_files
+from app.tls import certificate_files, certificate_pem
 
 if TYPE_CHECKING:
     from app.api.grpc.server import GrpcServer
@@ -131,7 +131,7 @@ def _grpc_server(services: Services, host: str) -> GrpcServer | None:
             f"A gRPC port is set ({port}), but {error.name} is not installed.",
             hint="Install the extra: pip install 'jetforge[grpc]'. Or leave JETFORGE_GRPC_PORT and --grpc-port out.",
         ) from error
-    return GrpcServer(services, host, port)
+    return GrpcServer(services, host, port, certificate_pem(services.settings))
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -53,7 +53,9 @@ class Settings(BaseSettings):
         "", description="Addresses of reverse proxies whose X-Forwarded-For and -Proto are believed."
     )
     audit_mib: int = Field(16, ge=1, description="Largest size of the audit log, in MiB; its oldest part goes first.")
-    tls_cert: str = Field("", description="PEM file of the certificate with its chain: serve https; empty: http.")
+    tls_cert: str = Field(
+        "", description="PEM file of the certificate with its chain: serve https, and gRPC over TLS; empty: neither."
+    )
     tls_key: str = Field("", description="PEM file of the certificate's private key; empty: it is in tls_cert.")
     log_level: str = Field("info", description="debug, info, warning or error.")
     log_format: Literal["text", "json"] = Field(

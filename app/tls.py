@@ -33,6 +33,14 @@ def certificate_files(settings: Settings) -> dict[str, str]:
     return {"ssl_certfile": cert, **({"ssl_keyfile": key} if key else {})}
 
 
+def certificate_pem(settings: Settings) -> tuple[bytes, bytes] | None:
+    """Private key, and certificate with its chain, of files that `certificate_files` found good; None: no TLS."""
+    if not settings.tls_cert:
+        return None
+    chain = Path(settings.tls_cert).read_bytes()
+    return Path(settings.tls_key).read_bytes() if settings.tls_key else chain, chain
+
+
 def _check_readable(path: str) -> None:
     try:
         Path(path).open("rb").close()

@@ -8,9 +8,12 @@ import ssl
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from app.client import Client, ClientError
 from app.domain.errors import StartRefused
@@ -95,6 +98,30 @@ def test_the_service_speaks_tls_and_the_client_trusts_the_certificate_it_is_give
 
         with pytest.raises(httpx.TransportError):
             httpx.get(service.url.replace("https", "http"), trust_env=False)
+    finally:
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("is_one_file", [False, True], ids=["two files", "one file"])
+def test_grpc_speaks_tls_as_the_web_server_does(certificates: Path, tmp_path: Path, *, is_one_file: bool) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes((certificates / "a.key").read_bytes() + (certificates / "a.pem").read_bytes())
+    named = {"tls_cert": str(certificates / "a.pem"), "tls_key": str(certificates / "a.key")}
+    service = Service(
+        tmp_path / "data", "--no-worker", grpc_port="0", **({"tls_cert": str(both)} if is_one_file else named)
+    )
+    service.trusted = ssl.create_default_context(cafile=str(certificates / "a.pem"))
+    service.start()
+    try:
+
+        def is_live(**trust: Any) -> bool:
+            with triton.InferenceServerClient(service.grpc, **trust) as client:
+                return bool(client.is_server_live(client_timeout=30))
+
+        assert is_live(ssl=True, root_certificates=str(certificates / "a.pem"))
+        for trust in ({"ssl": True, "root_certificates": str(certificates / "b.pem")}, {}):
+            with pytest.raises(InferenceServerException, match="UNAVAILABLE"):
+                is_live(**trust)
     finally:
         assert service.stop() == 0
 

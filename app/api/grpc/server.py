@@ -28,17 +28,21 @@ Handler = Callable[[bytes, Any], Awaitable[bytes]]
 class GrpcServer:
     """Speaks the Open Inference Protocol over gRPC at one address."""
 
-    def __init__(self, services: Services, host: str, port: int) -> None:
+    def __init__(
+        self, services: Services, host: str, port: int, certificate: tuple[bytes, bytes] | None = None
+    ) -> None:
         """
         Args:
             host: a numeric address.
             port: 0 takes a free one.
+            certificate: private key and certificate with its chain, as PEM; None: without TLS.
         """
         self._limit_bytes = min(services.settings.max_body_mib << 20, MESSAGE_BYTES_MAX)
         self._bodies = services.bodies
         self._api = InferenceApi(services)
         self._entry = Entry(services.door, services.audit)
         self._host, self._port = host, port
+        self._certificate = certificate
         self._server: Any = None
         self._streams = Streams(self._api, self._limit_bytes, services.bodies)
         self._calls: set[asyncio.Task[Any]] = set()  # of grpc's own: they end when the answer is sent
@@ -49,18 +53,22 @@ class GrpcServer:
         Raises:
             StartRefused: the address is taken, or not one of this machine's.
         """
-        address = f"[{self._host}]" if ":" in self._host else self._host
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        address = f"{host}:{self._port}"
         self._server = grpc.aio.server(options=_options(self._limit_bytes))
         self._server.add_generic_rpc_handlers((self._handlers(),))
         try:
-            port = self._server.add_insecure_port(f"{address}:{self._port}")
+            if self._certificate is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, grpc.ssl_server_credentials([self._certificate]))
         except RuntimeError as error:
             raise StartRefused(
-                f"Cannot listen for gRPC on {address}:{self._port}.",
+                f"Cannot listen for gRPC on {address}.",
                 hint="Choose another JETFORGE_GRPC_PORT, or stop what uses it.",
             ) from error
         await self._server.start()
-        return f"{address}:{port}"
+        return f"{host}:{port}"
 
     async def stop(self, grace_s: float) -> None:
         """Refuse new requests, let those under way end, and cancel what is left after the grace."""
