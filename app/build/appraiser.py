@@ -62,7 +62,7 @@ def _refuse(folder: Path, error: ServiceError) -> None:
 
 def _refuse_other_files(engine: Path) -> None:
     """Raise ExternalDataMissing for a graph that names files of this device as its weights."""
-    from app.backends.onnxruntime import is_ort_format
+    from app.backends.onnxruntime_session import is_ort_format
     from app.build.graph import parsed
 
     if not is_ort_format(engine):
