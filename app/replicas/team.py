@@ -45,7 +45,7 @@ class Team:
         """Have the replicas; connections that come back go to this front."""
         self._front = front
         if self._nursery is not None:
-            self._inference.pool.give_up_copies = self._drop
+            self._inference.pool.seating.give_up_copies = self._drop
             self._inference.told_to_forget.append(self._forget)
             self._nursery.start(self._joined)
 
@@ -101,7 +101,7 @@ class Team:
         if member.copies.get(ref) == record.blob:
             return True
         is_asked = member.asked.get(ref) == record.blob
-        if not is_asked and self._inference.pool.has_room_for(self._inference.estimate_bytes(record)):
+        if not is_asked and self._inference.pool.seating.has_room_for(self._inference.estimate_bytes(record)):
             member.asked[ref] = record.blob
             member.send(Load(ref))
         return False

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 
 from app.backends.base import LoadedEngine
 from app.domain.builds import Digest, EngineRecord
 from app.domain.errors import EngineTooLarge, EngineUnloadable, InUse
-from app.room import Room
 from app.serving.opening import opened
 from app.serving.pool_events import PoolEvents
-from app.serving.refusals import device_full, others_in_use, over_budget, stopping
-from app.serving.seats import EngineState, Seat, WarmState, eviction_order
+from app.serving.refusals import stopping
+from app.serving.seating import Seating
+from app.serving.seats import EngineState, Seat, WarmState
 from app.serving.warm import WarmEngine
 
 __all__ = ["EnginePool", "EngineState", "WarmState"]
-
-log = logging.getLogger(__name__)
 
 SWEEP_S_MAX = 10  # between looks for unused engines
 
@@ -62,25 +58,24 @@ class EnginePool:
             room_wait_s: how long a load waits for leased engines to be given back.
             drain_s: how long `unload` waits for leases to end.
         """
-        self.budget_bytes = budget_bytes
         self.events = PoolEvents()
-        self.give_up_copies: Callable[[Digest], Awaitable[None]] | None = None  # of an engine, in other processes
         self._load_file = load
         self.keep_alive_s = keep_alive_s
         self._contexts = contexts
         self._queue_rows_max = queue_rows_max
-        self._free_bytes = free_bytes
         self._clock = clock
-        self._room_wait_s = room_wait_s
         self._drain_s = drain_s
-        self._seats: dict[Digest, Seat] = {}  # loading or ready
-        self._leaving: set[Seat] = set()  # their memory is not free yet
         self._measured: dict[Digest, int] = {}  # device_bytes of earlier loads
         self._one_load = asyncio.Lock()
         self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine-keeper")
-        self._change: asyncio.Future[None] | None = None  # done when a lease ends or an engine has left
+        self.seating = Seating(
+            self.events,
+            budget_bytes=budget_bytes,
+            free_bytes=free_bytes,
+            keeper=self._keeper,
+            room_wait_s=room_wait_s,
+        )
         self._sweeper: asyncio.Task[None] | None = None
-        self._is_closed = False
 
     @asynccontextmanager
     async def lease(self, record: EngineRecord) -> AsyncIterator[WarmEngine]:
@@ -101,52 +96,47 @@ class EnginePool:
 
     def is_warm(self, record: EngineRecord) -> bool:
         """Whether a lease would wait for nothing."""
-        seat = self._seats.get(record.blob)
-        return seat is not None and seat.warm is not None and not self._is_closed
+        seat = self.seating.of(record.blob)
+        return seat is not None and seat.warm is not None and not self.seating.is_closed
 
     def warm(self, record: EngineRecord) -> WarmEngine:
         """An engine that `is_warm`."""
-        warm = self._seats[record.blob].warm
-        assert warm is not None
-        return warm
+        seat = self.seating.of(record.blob)
+        assert seat is not None and seat.warm is not None
+        return seat.warm
 
     def taken(self, record: EngineRecord) -> Seat:
         """A lease on an engine that `is_warm`, until `give_back`."""
-        seat = self._seats[record.blob]
+        seat = self.seating.of(record.blob)
+        assert seat is not None
         seat.refs.add(record.ref)
         seat.leases += 1
         return seat
 
     def short(self, record: EngineRecord) -> Seat | None:
         """The engine's seat if it is warm, and its runs are so short that they stay on the event loop."""
-        seat = self._seats.get(record.blob)
+        seat = self.seating.of(record.blob)
         return seat if seat is not None and seat.warm is not None and seat.warm.is_short else None
-
-    def has_room_for(self, needed_bytes: int) -> bool:
-        """Whether so much fits into the budget as it is."""
-        return self.used_bytes + needed_bytes <= self.budget_bytes
 
     def used_elsewhere(self, blob: Digest, requests: int, rows: int, runs: int) -> None:
         """A copy in another process has answered so much."""
-        seat = self._seats.get(blob)
+        seat = self.seating.of(blob)
         if seat is not None and seat.warm is not None:
             seat.warm.count(requests, rows, runs)
             seat.touch(self._clock())
 
     def copied(self, blob: Digest, more_bytes: int) -> bool:
         """Another process has a copy that takes so much memory, or has one no more; False: nobody wants it."""
-        seat = self._seats.get(blob)
-        seats = [seat] if seat is not None else [leaving for leaving in self._leaving if leaving.record.blob == blob]
-        for holder in seats:
+        for holder in self.seating.holders(blob):
             holder.copies_bytes = max(0, holder.copies_bytes + more_bytes)
-        return seat is not None
+        return self.seating.of(blob) is not None
 
     def give_back(self, seat: Seat) -> None:
         """End a lease."""
         seat.leases -= 1
         seat.touch(self._clock())
         if seat.leases == 0:
-            self._tell_change()
+            self.seating.tell_change()
 
     async def load(
         self, record: EngineRecord, *, pin: bool | None = None, keep_alive_s: float | None = None
@@ -167,7 +157,7 @@ class EnginePool:
 
     def unpin(self, ref: str) -> None:
         """Let the engine of that `name:version` leave as others do."""
-        for seat in self._seats.values():
+        for seat in self.seating.seats:
             seat.is_pinned = seat.is_pinned and ref not in seat.refs
 
     async def unload(self, record: EngineRecord) -> bool:
@@ -179,9 +169,9 @@ class EnginePool:
         Raises:
             InUse: leases outlast `drain_s`; it leaves when they end.
         """
-        if seat := self._seats.get(record.blob):
-            self._retire(seat)
-        leaving = self._leaving_of(record)
+        if seat := self.seating.of(record.blob):
+            self.seating.retire(seat)
+        leaving = self.seating.leaving_of(record)
         if leaving and (await asyncio.wait(leaving, timeout=self._drain_s))[1]:
             raise InUse(
                 f"Requests still use {record.ref} after {self._drain_s:g} s.",
@@ -189,63 +179,38 @@ class EnginePool:
             )
         return bool(leaving)
 
-    async def free_up(self, needed_bytes: int, backend: str) -> Room:
-        """Evict idle engines, the least recently used first, until that backend could take so much.
-
-        Returns:
-            What is free now, which may be less, and which engines had to go.
-        """
-        evicted: list[str] = []
-        look = partial(asyncio.get_running_loop().run_in_executor, self._keeper, self._free_bytes, backend)
-        while (free := await look()) < needed_bytes:
-            idle = eviction_order(self._seats.values())
-            if not idle:
-                break
-            evicted += sorted(idle[0].refs)
-            await asyncio.wait({self._retire(idle[0], is_evicted=True)})
-        return Room(free, tuple(evicted))
-
     async def unload_unused(self) -> None:
         """Unload what nobody has used for its keep-alive time; also done in the background."""
         now_s = self._clock()
-        unused = [seat for seat in self._seats.values() if seat.is_unused(now_s)]
+        unused = [seat for seat in self.seating.seats if seat.is_unused(now_s)]
         if unused:
-            await asyncio.wait({self._retire(seat, is_evicted=True) for seat in unused})
+            await asyncio.wait({self.seating.retire(seat, is_evicted=True) for seat in unused})
 
     def states(self) -> list[WarmState]:
         """Every engine that is loading, ready or draining."""
-        return self._described([*self._seats.values(), *self._leaving])
+        return self._described([*self.seating.seats, *self.seating.leaving])
 
     def estimate_bytes(self, record: EngineRecord) -> int:
         """What the engine takes: as measured when it was last loaded or built, else the size of its file."""
         return self._measured.get(record.blob, record.built.device_bytes or record.built.size_bytes)
 
-    @property
-    def used_bytes(self) -> int:
-        """Memory of all engines that are loaded."""
-        every = (*self._seats.values(), *self._leaving)
-        return sum(seat.warm.device_bytes + seat.copies_bytes for seat in every if seat.warm)
-
     async def close(self) -> None:
         """Refuse new leases and what waits, let what runs end, and close every engine."""
-        self._is_closed = True
+        self.seating.is_closed = True
         if self._sweeper:
             self._sweeper.cancel()
             await asyncio.wait({self._sweeper})
-        for seat in [*self._seats.values()]:
-            self._retire(seat)
-        self._tell_change()
-        if self._leaving:
-            await asyncio.wait({seat.left for seat in self._leaving if seat.left})
+        await self.seating.close()
         self._keeper.shutdown(wait=True)
 
     def _seat(self, record: EngineRecord) -> Seat:
         """The engine's seat; a new one begins to load."""
-        if self._is_closed:
+        if self.seating.is_closed:
             raise stopping()
-        seat = self._seats.get(record.blob)
+        seat = self.seating.of(record.blob)
         if seat is None:
-            seat = self._seats[record.blob] = Seat(record, self.keep_alive_s, last_used_s=self._clock())
+            seat = Seat(record, self.keep_alive_s, last_used_s=self._clock())
+            self.seating.add(seat)
             self.events.loading(record)
             seat.loading = asyncio.create_task(self._load(seat))
             seat.loading.add_done_callback(lambda task: task.cancelled() or task.exception())  # its waiters may be gone
@@ -255,18 +220,16 @@ class EnginePool:
         return seat
 
     async def _load(self, seat: Seat) -> WarmEngine:
-        blob = seat.record.blob
         try:
-            if earlier := self._leaving_of(seat.record):
+            if earlier := self.seating.leaving_of(seat.record):
                 await asyncio.wait(earlier, timeout=self._drain_s)
             async with self._one_load:
-                if self._is_closed:
+                if self.seating.is_closed:
                     raise stopping()
                 started_s = time.perf_counter()
                 seat.warm = await self._loaded(seat.record)
         except BaseException:
-            if self._seats.get(blob) is seat:
-                del self._seats[blob]
+            self.seating.remove(seat)
             self.events.load_failed(seat.record)
             raise
         seat.load_s = time.perf_counter() - started_s
@@ -277,17 +240,17 @@ class EnginePool:
         return seat.warm
 
     async def _loaded(self, record: EngineRecord) -> WarmEngine:
-        await self._make_room(self.estimate_bytes(record), record)
-        await self._make_free(self.estimate_bytes(record), record)
+        await self.seating.make_room(self.estimate_bytes(record), record)
+        await self.seating.make_free(self.estimate_bytes(record), record)
         try:
             warm = await self._opened(record)
         except (EngineTooLarge, EngineUnloadable):  # perhaps for want of memory
-            if not await self._evict_idle():
+            if not await self.seating.evict_idle():
                 raise
             warm = await self._opened(record)
         self._measured[record.blob] = warm.device_bytes
         try:
-            await self._make_room(warm.device_bytes, record)  # it may be larger than its estimate
+            await self.seating.make_room(warm.device_bytes, record)  # it may be larger than its estimate
         except BaseException:
             await warm.close()
             raise
@@ -297,79 +260,16 @@ class EnginePool:
         limits = {"contexts": self._contexts, "queue_rows_max": self._queue_rows_max}
         return await opened(record, self._load_file, keeper=self._keeper, **limits)
 
-    async def _make_room(self, needed_bytes: int, record: EngineRecord) -> None:
-        """Evict idle engines until so much fits; wait, within bounds, for leased ones to become idle."""
-        if needed_bytes > self.budget_bytes:
-            raise over_budget(record, needed_bytes, self.budget_bytes)
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._room_wait_s
-        while self.used_bytes + needed_bytes > self.budget_bytes:
-            if self._is_closed:
-                raise stopping()
-            if idle := eviction_order(self._seats.values()):
-                await asyncio.wait({self._retire(idle[0], is_evicted=True)})
-            elif not await self._changed(deadline_s - loop.time()):
-                raise others_in_use(record, needed_bytes, self.used_bytes, self.budget_bytes)
-
-    async def _make_free(self, needed_bytes: int, record: EngineRecord) -> None:
-        """Evict idle engines until the device has so much left: others use its memory as well."""
-        room = await self.free_up(needed_bytes, record.built.facts.backend)
-        if room.evicted:
-            log.info("engines evicted", extra={"to_load": record.ref, "evicted": ", ".join(room.evicted)})
-        if room.free_bytes < needed_bytes:
-            raise device_full(record, needed_bytes, room.free_bytes)
-
-    async def _evict_idle(self) -> bool:
-        idle = eviction_order(self._seats.values())
-        if idle:
-            await asyncio.wait({self._retire(seat, is_evicted=True) for seat in idle})
-        return bool(idle)
-
-    def _retire(self, seat: Seat, *, is_evicted: bool = False) -> asyncio.Task[None]:
-        """Take the seat out of use; the task ends when its memory is free."""
-        del self._seats[seat.record.blob]
-        self._leaving.add(seat)
-        seat.left = asyncio.create_task(self._leave(seat))
-        self.events.draining(seat.record, is_evicted=is_evicted)
-        return seat.left
-
-    def _leaving_of(self, record: EngineRecord) -> set[asyncio.Task[None]]:
-        return {seat.left for seat in self._leaving if seat.left and seat.record.blob == record.blob}
-
-    async def _leave(self, seat: Seat) -> None:
-        await asyncio.wait({seat.loading})
-        while seat.leases and not self._is_closed:
-            await self._changed(None)
-        if seat.copies_bytes and self.give_up_copies is not None:
-            await self.give_up_copies(seat.record.blob)
-        if seat.warm:
-            await seat.warm.close()
-        self._leaving.discard(seat)
-        if seat.warm:
-            self.events.unloaded(seat.record)
-        self._tell_change()
-
-    async def _changed(self, timeout_s: float | None) -> bool:
-        """Wait until a lease ends or an engine has left; False when the time is over."""
-        if self._change is None:
-            self._change = asyncio.get_running_loop().create_future()
-        return bool((await asyncio.wait({self._change}, timeout=timeout_s))[0])
-
-    def _tell_change(self) -> None:
-        change, self._change = self._change, None
-        if change:
-            change.set_result(None)
-
     def _described(self, seats: Sequence[Seat]) -> list[WarmState]:
         now_s = self._clock()
-        places = {seat: place for place, seat in enumerate(eviction_order(self._seats.values()), 1)}
+        places = {seat: place for place, seat in enumerate(self.seating.eviction_order(), 1)}
         return [seat.described(now_s, self.estimate_bytes(seat.record), places.get(seat)) for seat in seats]
 
     def _sweep_anew(self) -> None:
         """Look for unused engines as often as the shortest keep-alive time asks for."""
         if self._sweeper:
             self._sweeper.cancel()
-        keep_alive_s = [seat.keep_alive_s for seat in self._seats.values() if seat.keep_alive_s > 0]
+        keep_alive_s = [seat.keep_alive_s for seat in self.seating.seats if seat.keep_alive_s > 0]
         self._sweeper = asyncio.create_task(self._sweep(min([*keep_alive_s, 4 * SWEEP_S_MAX]) / 4))
 
     async def _sweep(self, every_s: float) -> None:

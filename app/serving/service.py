@@ -199,8 +199,8 @@ class InferenceService:
         return self._pool.states()
 
     async def free_up(self, needed_bytes: int, backend: str) -> Room:
-        """Evict idle engines until that backend could take so much; see `EnginePool.free_up`."""
-        return await self._pool.free_up(needed_bytes, backend)
+        """Evict idle engines until that backend could take so much; see `Seating.free_up`."""
+        return await self._pool.seating.free_up(needed_bytes, backend)
 
     @property
     def events(self) -> PoolEvents:
@@ -210,7 +210,7 @@ class InferenceService:
     @property
     def used_bytes(self) -> int:
         """Memory of all warm engines."""
-        return self._pool.used_bytes
+        return self._pool.seating.used_bytes
 
     @property
     def keep_alive_s(self) -> float:
@@ -220,7 +220,7 @@ class InferenceService:
     @property
     def budget_bytes(self) -> int:
         """Memory that all warm engines may have together."""
-        return self._pool.budget_bytes
+        return self._pool.seating.budget_bytes
 
     async def close(self) -> None:
         """Let what runs end, refuse the rest, give all memory and threads back."""

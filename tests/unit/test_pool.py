@@ -236,7 +236,7 @@ async def test_when_a_later_context_cannot_be_opened_all_is_given_back(pool: Eng
     assert engine.is_closed
     assert [context.is_closed for context in engine.opened] == [True]
     assert not [name for name in threads_of_serving() if "context" in name]
-    assert pool.used_bytes == 0
+    assert pool.seating.used_bytes == 0
 
 
 async def test_a_context_is_opened_used_and_closed_by_one_thread_of_its_own(pool: EnginePool, runtime: Runtime) -> None:
@@ -259,7 +259,7 @@ async def test_the_least_recently_used_idle_engine_makes_room(pool: EnginePool, 
     await used(pool, D)
 
     assert warm(pool) == ["a:1", "c:1", "d:1"]
-    assert pool.used_bytes == 300
+    assert pool.seating.used_bytes == 300
     assert runtime.live() == 3
 
 
@@ -384,8 +384,8 @@ async def test_a_build_gets_room_from_idle_engines_the_least_recently_used_first
         clock.now_s += 1
         await used(shared, record)
 
-    enough = await soon(shared.free_up(50, "any"))
-    some = await soon(shared.free_up(200, "any"))
+    enough = await soon(shared.seating.free_up(50, "any"))
+    some = await soon(shared.seating.free_up(200, "any"))
 
     assert (enough.free_bytes, enough.evicted) == (50, ())
     assert (some.free_bytes, some.evicted) == (250, ("a:1", "b:1"))
@@ -396,7 +396,7 @@ async def test_engines_in_use_and_pinned_ones_stay_however_much_a_build_wants(sh
     await soon(shared.load(A, pin=True))
     await used(shared, B)
     async with shared.lease(C):
-        room = await soon(shared.free_up(MIB, "any"))
+        room = await soon(shared.seating.free_up(MIB, "any"))
 
     assert (room.free_bytes, room.evicted) == (150, ("b:1",))
     assert warm(shared) == ["a:1", "c:1"]
@@ -436,7 +436,7 @@ async def test_an_engine_that_turns_out_larger_than_its_file_makes_others_leave(
     await used(pool, C)
 
     assert warm(pool) == ["b:1", "c:1"]
-    assert pool.used_bytes <= pool.budget_bytes
+    assert pool.seating.used_bytes <= pool.seating.budget_bytes
 
 
 async def test_an_engine_that_turns_out_larger_than_the_budget_is_closed_again(
