@@ -12,46 +12,23 @@ with Client("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
-import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import quote
 
 import httpx
 
+from app.client_errors import ClientError, Json, credentials, invalid_address, json_of, reachable, refusal, trusted
 from app.sse import Event, EventReader
 
-Json: TypeAlias = dict[str, Any]
 OnUpload: TypeAlias = Callable[[int, int], None]  # bytes sent so far, bytes in all
 
+__all__ = ["FINAL_STATES", "Client", "ClientError", "Json", "OnUpload"]
+
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-
-
-class ClientError(Exception):
-    """A request that failed: the service's own words, or why it could not be reached.
-
-    `status` is the HTTP status, None when there was no answer. `code` is one of docs/errors.md, or one of the
-    client's own: unreachable, timed_out, certificate_untrusted, unexpected_answer, invalid_address, invalid_key,
-    file_unreadable.
-    """
-
-    def __init__(self, code: str, detail: str, hint: str = "", status: int | None = None) -> None:
-        super().__init__(detail)
-        self.code = code
-        self.detail = detail
-        self.hint = hint
-        self.status = status
-
-    @property
-    def is_outage(self) -> bool:
-        """Whether the service was out of reach or not itself, so that it may do better later."""
-        return self.status is None or self.status >= 500
-
-    def __str__(self) -> str:
-        return f"{self.detail} [{self.code}]" + (f" {self.hint}" if self.hint else "")
 
 
 class Client:
@@ -85,14 +62,14 @@ class Client:
         try:
             scheme = httpx.URL(self.base_url).scheme
         except httpx.InvalidURL as error:
-            raise _invalid_address(self.base_url) from error
+            raise invalid_address(self.base_url) from error
         if scheme not in ("http", "https"):
-            raise _invalid_address(self.base_url)
+            raise invalid_address(self.base_url)
         self._http = httpx.Client(
             base_url=self.base_url,
             timeout=httpx.Timeout(timeout_s, connect=10.0),
-            headers=_credentials(key),
-            verify=_trusted(cacert) if cacert is not None else True,
+            headers=credentials(key),
+            verify=trusted(cacert) if cacert is not None else True,
             trust_env=False,
         )
 
@@ -233,19 +210,19 @@ class Client:
             total = int(form.headers["Content-Length"])
             assert isinstance(form.stream, httpx.SyncByteStream)
             body = _counted(form.stream, total, on_upload)
-            return _json(self._send(self._http.build_request("POST", where, content=body, headers=form.headers)))
+            return json_of(self._send(self._http.build_request("POST", where, content=body, headers=form.headers)))
 
     def _call(self, method: str, path: str, **kwargs: Any) -> Json:
-        return _json(self._request(method, path, **kwargs))
+        return json_of(self._request(method, path, **kwargs))
 
     def _request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         return self._send(self._http.build_request(method, path, **kwargs))
 
     def _send(self, request: httpx.Request) -> httpx.Response:
-        with self._reachable():
+        with reachable(self.base_url):
             response = self._http.send(request)
         if not response.is_success:
-            raise _refusal(response)
+            raise refusal(response)
         return response
 
     def _stream(self, job_id: str, reader: EventReader) -> Iterator[Event]:
@@ -258,31 +235,9 @@ class Client:
                     yield from reader.new_events(response.iter_bytes())
                 elif response.status_code < 500:
                     response.read()
-                    raise _refusal(response)
+                    raise refusal(response)
         except httpx.TransportError:
             return
-
-    @contextmanager
-    def _reachable(self) -> Iterator[None]:
-        """Turn the transport's errors into ClientError."""
-        try:
-            yield
-        except httpx.TimeoutException as error:
-            raise ClientError(
-                "timed_out", f"{self.base_url} did not answer in time.", "Try again, or ask with a longer timeout."
-            ) from error
-        except httpx.TransportError as error:
-            if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise ClientError(
-                    "certificate_untrusted",
-                    f"The certificate of {self.base_url} is not trusted ({error}).",
-                    "Give the certificate, or that of its authority, with --cacert.",
-                ) from error
-            raise ClientError(
-                "unreachable",
-                f"No service answers at {self.base_url} ({error}).",
-                "Is the service running? Start it with: jetforge serve",
-            ) from error
 
 
 def _counted(stream: Iterable[bytes], total: int, on_upload: OnUpload | None) -> Iterator[bytes]:
@@ -292,60 +247,6 @@ def _counted(stream: Iterable[bytes], total: int, on_upload: OnUpload | None) ->
         sent += len(chunk)
         if on_upload is not None:
             on_upload(sent, total)
-
-
-def _json(response: httpx.Response) -> Json:
-    try:
-        body = response.json() if response.content else {}
-    except ValueError:
-        body = None
-    if not isinstance(body, dict):
-        raise _unexpected(response)
-    return body
-
-
-def _refusal(response: httpx.Response) -> ClientError:
-    try:
-        problem = response.json()
-    except ValueError:
-        problem = None
-    if not isinstance(problem, dict) or "code" not in problem:
-        return _unexpected(response)
-    detail = problem.get("detail") or problem.get("title") or f"HTTP {response.status_code}"
-    return ClientError(str(problem["code"]), str(detail), str(problem.get("hint") or ""), response.status_code)
-
-
-def _unexpected(response: httpx.Response) -> ClientError:
-    request = response.request
-    return ClientError(
-        "unexpected_answer",
-        f"{request.method} {request.url} answered {response.status_code}: {response.text[:200]!r}.",
-        "Is this the address of a jetforge service?",
-        response.status_code,
-    )
-
-
-def _invalid_address(url: str) -> ClientError:
-    return ClientError("invalid_address", f"{url!r} is not an address.", "Write it like http://127.0.0.1:8000")
-
-
-def _credentials(key: str) -> dict[str, str]:
-    if not key:
-        return {}
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ClientError("invalid_key", "The API key has characters that no key has.", "Copy it again, whole.")
-    return {"Authorization": f"Bearer {key}"}
-
-
-def _trusted(cacert: Path) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=str(cacert))
-    except OSError as error:  # an SSLError too: the file holds no certificate
-        raise ClientError(
-            "file_unreadable",
-            f"{cacert} cannot be read as certificates: {error.strerror or error}.",
-            "It is a file in PEM format: -----BEGIN CERTIFICATE-----.",
-        ) from error
 
 
 def _given(**params: str | int | None) -> dict[str, str | int]:

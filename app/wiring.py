@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,10 +26,9 @@ from app.backends.memory import available_bytes
 from app.build.inspection import inspect_model
 from app.build.inspections import Inspections, Kill
 from app.domain.builds import Facts, SourceModel
-from app.domain.errors import BackupRefused, StartRefused, WebhookRefused
+from app.domain.errors import BackupRefused
 from app.domain.jobs import Failure
 from app.domain.model_facts import ModelFacts
-from app.domain.webhooks import SECRET_MIN, WebhookRules, parsed_networks, parsed_targets
 from app.intake import Intake
 from app.loading import EngineLoader
 from app.prebuilt import Prebuilt
@@ -54,6 +52,7 @@ from app.storage.remembered import WarmFile
 from app.storage.similar import BuildHistory
 from app.storage.watch import RevisionWatch
 from app.storage.webhooks import Webhooks
+from app.webhook_wiring import webhook_rules, webhooks_delivered
 from app.worker import Worker
 
 
@@ -194,59 +193,10 @@ def connected_worker(settings: Settings) -> Iterator[Worker]:
     store = artefacts(settings)
     try:
         catalogue, queue = Catalogue(database), JobQueue(database)
-        with _webhooks_delivered(settings, database):
+        with webhooks_delivered(settings, database):
             yield Worker(settings, store, catalogue, queue, registry.chosen, BuildHistory(database, _facts))
     finally:
         database.close()
-
-
-@contextmanager
-def _webhooks_delivered(settings: Settings, database: Database) -> Iterator[None]:
-    """Webhooks are sent for as long as the block lasts, if there are to be any."""
-    rules = webhook_rules(settings)
-    if not rules.targets:
-        yield
-        return
-    from app.courier import Courier  # brings an HTTP client, which the server does not need
-
-    courier = Courier(
-        Webhooks(database),
-        JobQueue(database),
-        rules,
-        device=settings.device_name or socket.gethostname(),
-        secret=settings.webhook_secret,
-        attempts_max=settings.webhook_attempts,
-        timeout_s=settings.webhook_timeout_s,
-    )
-    courier.start()
-    try:
-        yield
-    finally:
-        courier.stop()
-
-
-def webhook_rules(settings: Settings) -> WebhookRules:
-    """Where webhooks may go.
-
-    Raises:
-        StartRefused: the settings contradict each other, or cannot be read.
-    """
-    try:
-        targets, networks = parsed_targets(settings.webhook_targets), parsed_networks(settings.webhook_networks)
-        rules = WebhookRules(targets, networks, settings.webhook_url)
-        rules.checked(None)
-    except (WebhookRefused, ValueError) as error:
-        raise StartRefused(
-            f"The settings of webhooks cannot be used: {error}",
-            hint="webhook_targets are hosts or URLs, webhook_networks are like 10.0.0.0/8, webhook_url begins like one"
-            " of the targets.",
-        ) from error
-    if targets and len(settings.webhook_secret) < SECRET_MIN:
-        raise StartRefused(
-            f"webhook_secret has {len(settings.webhook_secret)} characters; webhooks need one of {SECRET_MIN} or more.",
-            hint="Make one: openssl rand -hex 32.",
-        )
-    return rules
 
 
 def artefacts(settings: Settings) -> ArtefactStore:

@@ -9,7 +9,8 @@ import numpy as np
 
 from app.api import v2_tensors
 from app.api.responses import Piece, raw
-from app.api.v2_codec import InferRequest, decoded, encoded_pieces
+from app.api.v2_answers import encoded_pieces
+from app.api.v2_codec import InferRequest, decoded
 from app.domain.builds import EngineRecord
 from app.domain.tensors import DType, Shape, Signature, Tensor, Tensors, TensorSpec
 
@@ -51,7 +52,7 @@ class Reader:
 
 
 class Writer:
-    """Writes answers as `v2_codec.encoded_pieces` does; where the last had the same form, its JSON is taken again."""
+    """Writes answers as `v2_answers.encoded_pieces` does; where the last had the same form, its JSON is taken again."""
 
     def __init__(self) -> None:
         self._form: tuple[Any, ...] = ()

@@ -121,6 +121,22 @@ def shape_text(shape: Shape) -> str:
     return "x".join(str(length) for length in shape) or "scalar"
 
 
+def named_inputs(inputs: Mapping[str, Tensor], signature: Signature) -> Mapping[str, Tensor]:
+    """The inputs, with the name of the only one in place of "".
+
+    Raises:
+        TensorRejected: there is no only one.
+    """
+    if "" not in inputs:
+        return inputs
+    if len(inputs) != 1 or len(signature.inputs) != 1:
+        raise TensorRejected(
+            "A tensor without a name was sent, but the engine's inputs need names.",
+            hint=f"Name every tensor: {described(signature.inputs)}.",
+        )
+    return {signature.inputs[0].name: inputs[""]}
+
+
 def check_inputs(tensors: Mapping[str, Tensor], signature: Signature) -> None:
     """Refuse tensors that the engine cannot take.
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from app.domain.builds import EngineRecord
-from app.domain.errors import InUse, RequestTimedOut, TensorRejected
-from app.domain.tensors import Shape, Signature, Tensor, Tensors, check_inputs, described
+from app.domain.errors import InUse, RequestTimedOut
+from app.domain.tensors import Shape, Tensor, Tensors, check_inputs, named_inputs
 from app.room import Room
 from app.serving.answers import Answer, Ranked, check_by_row, concatenated, top_k
 from app.serving.direct import DirectRun, Told
@@ -232,7 +232,7 @@ class InferenceService:
         """The inputs as an engine wants them: every name, right dtypes and shapes, C-contiguous."""
         form = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]
         if self._passed.get(record.ref) != (record.key, form):  # clients repeat themselves
-            inputs = _named(inputs, record.built.signature)
+            inputs = named_inputs(inputs, record.built.signature)
             check_inputs(inputs, record.built.signature)
             form = [(name, tensor.dtype, tensor.shape) for name, tensor in inputs.items()]
             self._passed[record.ref] = (record.key, form)
@@ -286,18 +286,6 @@ async def _within(running: Coroutine[Any, Any, T], timeout_s: float) -> T:
             f"There was no answer within the request's own limit of {timeout_s * 1e3:g} ms.",
             hint="Send it again in a moment, or allow it more time.",
         ) from error
-
-
-def _named(inputs: Mapping[str, Tensor], signature: Signature) -> Mapping[str, Tensor]:
-    """The inputs, with the name of the only one in place of ""."""
-    if "" not in inputs:
-        return inputs
-    if len(inputs) != 1 or len(signature.inputs) != 1:
-        raise TensorRejected(
-            "A tensor without a name was sent, but the engine's inputs need names.",
-            hint=f"Name every tensor: {described(signature.inputs)}.",
-        )
-    return {signature.inputs[0].name: inputs[""]}
 
 
 def _ms_since(started_s: float) -> float:

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from tritonclient.http import InferenceServerClient, InferRequestedOutput, InferResult
 
-from app.api import v2_codec, v2_tensors
+from app.api import v2_answers, v2_codec, v2_tensors
 from app.domain.tensors import DType, Signature, TensorSpec
 from tests.fakes import engine_record
 from tests.unit.v2_requests import NUMPY_TYPES, X, entry, of_specs, read, signature, triton_input
 
 
 def answered(asked: v2_codec.InferRequest, y: np.ndarray, of: Signature, labels: tuple[str, ...] = ()) -> InferResult:
-    body, header_bytes = v2_codec.encoded(asked, engine_record(version=3, signature=of, labels=labels), {"y": y})
+    body, header_bytes = v2_answers.encoded(asked, engine_record(version=3, signature=of, labels=labels), {"y": y})
     return InferResult.from_response_body(body, header_length=header_bytes)
 
 
@@ -59,7 +59,7 @@ def test_an_answer_names_its_version_and_brings_back_id_and_the_clients_own_para
 def test_an_answer_in_json_has_no_parameters_and_no_header_length() -> None:
     asked = read({"inputs": [entry()]})
 
-    body, header_bytes = v2_codec.encoded(asked, engine_record(), {"y": X})
+    body, header_bytes = v2_answers.encoded(asked, engine_record(), {"y": X})
 
     assert header_bytes is None
     assert json.loads(body) == {
@@ -76,7 +76,7 @@ def test_outputs_come_in_the_order_in_which_they_are_asked_for() -> None:
     header = {"inputs": [entry(name="a", datatype="UINT8", shape=[2], data=[1, 2])], "outputs": outputs}
     asked = read(header, of=of_specs(*specs))
 
-    body, header_bytes = v2_codec.encoded(asked, engine_record(signature=of_specs(*specs)), tensors)
+    body, header_bytes = v2_answers.encoded(asked, engine_record(signature=of_specs(*specs)), tensors)
 
     result = InferResult.from_response_body(body, header_length=header_bytes)
     assert [output["name"] for output in result.get_response()["outputs"]] == ["b", "a"]
@@ -87,7 +87,7 @@ def test_outputs_come_in_the_order_in_which_they_are_asked_for() -> None:
 def test_not_a_number_is_null_in_json() -> None:
     asked = read({"inputs": [entry()]})
 
-    body, _ = v2_codec.encoded(asked, engine_record(), {"y": np.array([[np.nan, 1]], np.float32)})
+    body, _ = v2_answers.encoded(asked, engine_record(), {"y": np.array([[np.nan, 1]], np.float32)})
 
     assert json.loads(body)["outputs"][0]["data"] == [None, 1]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.api import v2_codec, v2_repeated
+from app.api import v2_answers, v2_codec, v2_repeated
 from app.domain.errors import InvalidRequest, TensorRejected
 from app.domain.tensors import ANY, DType, Signature, TensorSpec
 from tests.fakes import engine_record
@@ -94,7 +94,7 @@ def test_an_answer_of_the_same_form_is_written_as_the_first_was():
 
         pieces, header_bytes = writer.pieces(request, record, outputs)
 
-        assert (b"".join(pieces), header_bytes) == v2_codec.encoded(request, record, outputs)
+        assert (b"".join(pieces), header_bytes) == v2_answers.encoded(request, record, outputs)
     newer = engine_record(version=4, signature=SIGNATURE)
     request = v2_codec.decoded(*body(numbers(1)), SIGNATURE)
     assert b'"4"' in bytes(writer.pieces(request, newer, {"y": numbers(1)})[0][0])

@@ -11,7 +11,7 @@ import pytest
 from app.domain.errors import StartRefused, WebhookRefused
 from app.domain.webhooks import WebhookRules, acceptable, backoff_s, parsed_networks, parsed_targets, signature
 from app.settings import Settings
-from app.wiring import webhook_rules
+from app.webhook_wiring import webhook_rules
 
 RULES = WebhookRules(parsed_targets("hooks.example.com, https://ci.example.com:8443/jetforge, http://[fd00::1]/in/"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from app.api import v2_codec, v2_tensors
+from app.api import v2_answers, v2_codec, v2_tensors
 from app.api.grpc import open_inference_pb2 as pb
 from app.domain.errors import InvalidRequest, TensorRejected
 from app.domain.tensors import Signature, Tensor
@@ -70,7 +70,7 @@ def encoded(asked: v2_codec.InferRequest, answer: Answer) -> Any:
     for name, value in asked.parameters.items():
         set_parameter(message, name, value)
     for wanted in asked.outputs:
-        entry, blob = v2_codec.output_entry(wanted, answer.outputs[wanted.spec.name], answer.engine)
+        entry, blob = v2_answers.output_entry(wanted, answer.outputs[wanted.spec.name], answer.engine)
         tensor = message.outputs.add(name=entry["name"], datatype=entry["datatype"], shape=entry["shape"])
         if blob is not None:
             message.raw_output_contents.append(blob.tobytes())
