@@ -105,7 +105,8 @@ class Courier:
         except AddressRefused as error:
             return None, f"refused: {error}"
         except (httpx.HTTPError, OSError) as error:
-            return None, f"not reachable ({type(error).__name__})"
+            is_stranger = "CERTIFICATE_VERIFY_FAILED" in str(error)
+            return None, "its certificate is not trusted" if is_stranger else f"not reachable ({type(error).__name__})"
         return status, None if 200 <= status < 300 else f"answered {status}"
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from app.storage.webhooks import Webhooks
 from tests.receiver import Receiver
 
 SECRET = "0123456789abcdef"
+STRANGER = "its certificate is not trusted"
 
 
 @pytest.fixture
@@ -37,7 +41,8 @@ class Desk:
         self._queue, self._catalogue, self._receiver = queue, catalogue, receiver
 
     def courier(self, networks: str = "127.0.0.0/8", **options: Any) -> Courier:
-        targets = f"{self._receiver.url}, http://localhost:{self._receiver.port}"
+        url = self._receiver.url
+        targets = f"{url}, {url.replace('127.0.0.1', 'localhost')}"
         rules = WebhookRules(parsed_targets(targets), parsed_networks(networks))
         settled = {"device": "jetson-01", "secret": SECRET, "attempts_max": 3, "timeout_s": 10.0, **options}
         return Courier(self.webhooks, self._queue, rules, **settled)
@@ -209,3 +214,39 @@ def test_an_answer_to_an_attempt_that_came_too_late_changes_nothing(desk, timed,
     desk.webhooks.settle(claimed, 200, None, None)
 
     assert desk.state(job)[0] is DeliveryState.WAITING
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
+@pytest.mark.parametrize(
+    ("name", "is_trusted", "error"),
+    [("localhost", True, None), ("localhost", False, STRANGER), ("hooks.example", True, STRANGER)],
+    ids=["trusted", "of somebody unknown", "of another name"],
+)
+def test_over_https_the_certificate_of_the_name_is_asked_for(
+    database, timed, catalogue, clocks, tmp_path, monkeypatch, name, is_trusted, error
+):
+    certificate = self_signed(tmp_path, name)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate if is_trusted else self_signed(tmp_path, "other.example")))
+    receiver = Receiver(certificate)
+    try:
+        desk = Desk(database, timed, catalogue, clocks, receiver)
+        job = desk.ended_job(f"https://localhost:{receiver.port}/ends")
+
+        desk.courier().deliver_next()
+
+        called = [headers["host"] for _, headers, _ in receiver.received]
+        assert desk.webhooks.of(job).error == error
+        assert called == ([f"localhost:{receiver.port}"] if error is None else [])
+    finally:
+        receiver.close()
+
+
+def self_signed(folder: Path, name: str) -> Path:
+    """A certificate of that name and its key, in one file."""
+    request = f"openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out cert -days 2 -subj /CN={name}"
+    subprocess.run(
+        [*request.split(), "-addext", f"subjectAltName=DNS:{name}"], cwd=folder, check=True, capture_output=True
+    )
+    made = folder / f"{name}.pem"
+    made.write_bytes((folder / "cert").read_bytes() + (folder / "key").read_bytes())
+    return made
