@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from app.domain.preprocess import Image
+from app.domain.decode import Image
 from tests.browser import Browser, opened_browser
 from tests.service import ROOT, Service
 

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from app.domain.preprocess import Image
+from app.domain.decode import Image
 
 
 def picture(seed: int, width: int = 64, height: int = 64) -> Image:

@@ -17,8 +17,9 @@ from starlette.concurrency import run_in_threadpool
 from app.api.responses import matches, not_modified, tagged
 from app.api.services import Services, Wired
 from app.domain.builds import parsed_ref
+from app.domain.decode import Image
 from app.domain.errors import ArchiveRejected, ImageRejected
-from app.domain.preprocess import Image, Preprocess, Resize, decoded, framed
+from app.domain.preprocess import Preprocess, Resize, framed
 from app.storage.archives import IMAGES, opened_archive, read_entry, usable_entries
 
 router = APIRouter(tags=["calibrations"])
@@ -83,7 +84,7 @@ def _preview(path: Path, recipe: Preprocess, n: int) -> PreviewSchema:
 
 def _png(archive: ZipFile, info: ZipInfo, recipe: Preprocess) -> str | None:
     try:
-        image = framed(decoded(read_entry(archive, info, _IMAGE_BYTES_MAX), recipe.color), recipe)
+        image = framed(read_entry(archive, info, _IMAGE_BYTES_MAX), recipe)
     except (ArchiveRejected, ImageRejected):
         return None
     return base64.b64encode(cv2.imencode(".png", _thumbnail(image))[1].tobytes()).decode()

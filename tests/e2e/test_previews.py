@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.domain.preprocess import Color, Preprocess, decoded, framed
+from app.domain.preprocess import Color, Preprocess, framed
 from tests.e2e.conftest import DIGITS
 from tests.samples import archive, encoded, npy, picture
 
@@ -38,7 +38,7 @@ def test_the_images_are_what_the_engines_recipe_frames(
     recipe = Preprocess(input="image", width=8, height=8, color=Color.GRAY)
     assert (preview["width"], preview["height"], preview["images"]) == (8, 8, 1)
     assert [sample["file"] for sample in preview["samples"]] == ["a/photo.png"]
-    assert (image(preview["samples"][0]) == framed(decoded(photo, Color.GRAY), recipe)).all()
+    assert (image(preview["samples"][0]) == framed(photo, recipe)).all()
 
 
 def test_without_an_engine_whole_images_are_shown_spread_over_the_set(client: httpx.Client) -> None:

@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 
 from app.dashboard.pages import FOLDER
-from app.domain.preprocess import Color, Preprocess, decoded, row_from_image
+from app.domain.decode import decoded
+from app.domain.preprocess import Color, Preprocess, row_from_image
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 RECIPE = Preprocess(input="image", width=8, height=8, color=Color.GRAY)
@@ -51,14 +52,14 @@ def test_the_test_images_are_those_that_the_label_file_lists_and_belong_to_the_h
     for index, (name, label) in enumerate(truth.items()):
         assert name.endswith(f"_label{label}.png")
         assert held_out["labels"][index] == label
-        assert np.array_equal(decoded((DIGITS / "test" / name).read_bytes(), Color.GRAY), held_out["images"][index])
+        assert np.array_equal(decoded((DIGITS / "test" / name).read_bytes(), is_gray=True), held_out["images"][index])
 
 
 def test_the_calibration_archive_holds_images_of_every_class_and_none_of_the_held_out_ones():
     held_out = {image.tobytes() for image in np.load(DIGITS / "heldout.npz")["images"]}
 
     with zipfile.ZipFile(DIGITS / "calibration.zip") as archive:
-        images = {name: decoded(archive.read(name), Color.GRAY) for name in archive.namelist()}
+        images = {name: decoded(archive.read(name), is_gray=True) for name in archive.namelist()}
 
     assert len(images) == 300
     assert {name.partition("/")[0] for name in images} == {str(label) for label in range(10)}

@@ -255,8 +255,8 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_they_are_allocat
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(bomb)
     program = (
-        "import pathlib; from app.domain.preprocess import *; "
-        f"decoded(pathlib.Path({str(tmp_path / 'bomb.png')!r}).read_bytes(), Color.RGB)"
+        "import pathlib; from app.domain.decode import decoded; "
+        f"decoded(pathlib.Path({str(tmp_path / 'bomb.png')!r}).read_bytes(), is_gray=False)"
     )
 
     # A process of its own: OpenCV takes the limit when it is first imported, and here that was this module's doing.

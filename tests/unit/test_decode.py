@@ -1,0 +1,167 @@
+"""Large jpegs are decoded smaller where the recipe averages pixels anyway: same cut, nearly the same pixels."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from app.domain.decode import Image, decoded, jpeg_size
+from app.domain.preprocess import Color, Interpolation, Preprocess, Resize, denominator_of, framed
+
+NEAR_DB = 36  # a cut that is a pixel off leaves 16 to 21
+
+
+def photograph(width: int, height: int) -> Image:
+    """Patches of colour with smaller ones on them, down to what a resize cannot keep."""
+    random = np.random.default_rng(width * height)
+    made = np.full((height, width, 3), 128.0)
+    for cells, strength in ((6, 80), (40, 40), (160, 20)):
+        coarse = random.normal(0, strength, (cells, cells, 3))
+        made += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(made, 0, 255).astype(np.uint8)
+
+
+def jpeg(image: Image, *options: int) -> bytes:
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90, *options])[1].tobytes()
+
+
+def turned(data: bytes, orientation: int = 6) -> bytes:
+    """The jpeg with an EXIF head that has it turned."""
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0) + b"\0\0\0\0"
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
+def recipe(width: int, height: int, **changes: Any) -> Preprocess:
+    return Preprocess("x", width, height, **changes)
+
+
+def decoded_in_full(data: bytes, applied: Preprocess) -> Image:
+    """What the recipe made of the image if it were no jpeg."""
+    whole = decoded(data, is_gray=applied.color is Color.GRAY)
+    return framed(cv2.imencode(".bmp", whole)[1].tobytes(), applied)
+
+
+def nearness_db(found: Image, wanted: Image) -> float:
+    return float(10 * np.log10(255**2 / np.mean((found.astype(float) - wanted) ** 2)))
+
+
+@pytest.mark.parametrize("color", [Color.RGB, Color.GRAY])
+@pytest.mark.parametrize("resize", [*Resize])
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (722, 1284), (2016, 1512), (1000, 1000)])
+def test_a_large_jpeg_is_framed_as_if_it_were_decoded_in_full(
+    width: int, height: int, resize: Resize, color: Color
+) -> None:
+    applied = recipe(64, 48, resize=resize, color=color, pad=255)
+    for data in (jpeg(photograph(width, height)), turned(jpeg(photograph(width, height)))):
+        found, wanted = framed(data, applied), decoded_in_full(data, applied)
+
+        assert denominator_of(width, height, applied) > 1
+        assert nearness_db(found, wanted) > NEAR_DB
+        if resize is Resize.LETTERBOX:
+            np.testing.assert_array_equal(is_border(found), is_border(wanted))
+
+
+def is_border(image: Image) -> Image:
+    """Which rows and columns are nothing but padding."""
+    flat = image if image.ndim == 2 else image.min(axis=2)
+    return np.concatenate([(flat == 255).all(axis=0), (flat == 255).all(axis=1)])
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (2016, 1512), (1000, 1000)])
+def test_it_is_about_as_near_to_an_antialiased_resize_as_if_it_were_decoded_in_full(width: int, height: int) -> None:
+    data, applied = jpeg(photograph(width, height)), recipe(224, 224)
+    wanted = antialiased(decoded(data, is_gray=False), 224, 224)
+    plain = framed(data, recipe(224, 224, interpolation=Interpolation.LINEAR))
+
+    found_db = nearness_db(framed(data, applied), wanted)
+
+    assert found_db > nearness_db(decoded_in_full(data, applied), wanted) - 5
+    assert found_db > nearness_db(plain, wanted) + 5
+
+
+def antialiased(image: Image, width: int, height: int) -> Any:
+    """As Pillow's bilinear filter shrinks, which is torchvision's: a triangle as wide as two pixels of the result."""
+    down, across = weights(image.shape[0], height), weights(image.shape[1], width)
+    return np.einsum("ij,jkc,lk->ilc", down, image.astype(float), across, optimize=True)
+
+
+def weights(before: int, after: int) -> Any:
+    scale = before / after
+    centres, places = (np.arange(after) + 0.5) * scale, np.arange(before) + 0.5
+    triangles = np.maximum(0, 1 - np.abs(places[None, :] - centres[:, None]) / scale)
+    return triangles / triangles.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("way", [Interpolation.LINEAR, Interpolation.NEAREST, Interpolation.CUBIC])
+def test_a_recipe_that_picks_pixels_has_all_of_them_decoded(way: Interpolation) -> None:
+    data, applied = jpeg(photograph(1280, 960)), recipe(64, 64, interpolation=way)
+
+    np.testing.assert_array_equal(framed(data, applied), decoded_in_full(data, applied))
+
+
+def test_other_formats_are_decoded_in_full() -> None:
+    image, applied = photograph(1280, 960), recipe(64, 64)
+    wanted = framed(cv2.imencode(".bmp", image)[1].tobytes(), applied)
+
+    np.testing.assert_array_equal(framed(cv2.imencode(".png", image)[1].tobytes(), applied), wanted)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "changes", "denominator"),
+    [
+        (4032, 3024, {}, 8),
+        (1920, 1080, {}, 2),
+        (1280, 720, {}, 2),
+        (640, 480, {}, 1),  # half of it would hardly be more than is wanted
+        (560, 560, {}, 2),
+        (559, 559, {}, 1),
+        (4032, 504, {}, 1),  # its height is wanted as it is
+        (4032, 504, {"resize": Resize.LETTERBOX}, 8),
+        (640, 640, {"resize": Resize.CENTER_CROP}, 2),
+        (639, 640, {"resize": Resize.CENTER_CROP}, 1),
+        (100, 100, {}, 1),
+        (4031, 3024, {}, 1),
+        (4030, 3026, {}, 2),
+        (4032, 3024, {"interpolation": Interpolation.LINEAR}, 1),
+    ],
+)
+def test_a_jpeg_keeps_a_quarter_more_pixels_than_are_wanted(
+    width: int, height: int, changes: dict[str, Any], denominator: int
+) -> None:
+    applied = recipe(224, 224, **changes)
+
+    assert denominator_of(width, height, applied) == denominator_of(height, width, applied) == denominator
+
+
+# --- the size in a jpeg's head ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)], ids=["baseline", "progressive"])
+def test_the_size_is_read_from_the_head(options: tuple[int, ...]) -> None:
+    for image in (photograph(37, 21), photograph(37, 21)[:, :, 0]):
+        data = jpeg(image, *options)
+
+        assert jpeg_size(data) == jpeg_size(memoryview(data)) == jpeg_size(turned(data)) == (37, 21)
+
+
+def test_fill_bytes_and_segments_before_the_frame_are_passed_over() -> None:
+    data = jpeg(photograph(37, 21))
+    thumbnail = b"\xff\xe2" + struct.pack(">H", 2 + len(data)) + data
+
+    assert jpeg_size(data[:2] + b"\xff\xff" + thumbnail[1:] + b"\xff\x01" + data[2:]) == (37, 21)
+
+
+def test_a_head_without_a_size_that_can_be_had_tells_none() -> None:
+    data = jpeg(photograph(37, 21))
+    frame = data.index(b"\xff\xc0")
+    for cut in range(frame + 9):
+        assert jpeg_size(data[:cut]) is None
+    for size in (b"\0\0\0\x25", b"\xff\xff\xff\xff"):  # nothing; more than 10^8 pixels
+        assert jpeg_size(data[: frame + 5] + size + data[frame + 9 :]) is None
+    endless = data[:2] + b"\xff\xe0\0\0" * 9
+    for other in (b"", b"\xff\xd8", b"\x89PNG", data[2:], endless, data[:2] + b"\xff" * 99):
+        assert jpeg_size(other) is None
