@@ -14,6 +14,7 @@ from app.backends.base import Context, NotByRow
 from app.domain.errors import ExecutionFailed, QueueFull, ServiceError, ShuttingDown
 from app.domain.tensors import Signature, Tensors
 from app.serving.contexts import ContextThread
+from app.serving.line import Line
 from app.serving.requests import Answered, Request, Run
 from app.serving.tuning import ON_LOOP_JOINT_S, ON_LOOP_S, Pace
 
@@ -23,8 +24,8 @@ log = logging.getLogger(__name__)
 class MicroBatcher:
     """A queue in front of an engine's contexts.
 
-    A free context takes, at the next turn of the event loop, what has gathered: first come, first served, up to
-    `rows_max` rows of one shape. No request waits for a timer. A request of more rows than that runs by itself.
+    A free context takes, at the next turn of the event loop, what has gathered: first come, first served (see `Line`),
+    up to `rows_max` rows of one shape. No request waits for a timer. A request of more rows than that runs by itself.
     """
 
     def __init__(
@@ -47,7 +48,6 @@ class MicroBatcher:
         self.runs = 0
         self.requests = 0  # answered
         self.rows = 0  # answered
-        self.waiting_rows = 0
         self._idle = list(contexts)
         self._working: deque[ContextThread] = deque()  # with one run, the oldest first
         self._occupied: set[ContextThread] = set()  # with one run, and another behind it
@@ -57,11 +57,15 @@ class MicroBatcher:
         self._pace = pace
         self._rows_max = rows_max
         self._queue_rows_max = queue_rows_max
-        self._queue: deque[Request] = deque()
+        self._line = Line()
         self._running = 0
         self._rest: asyncio.Future[None] | None = None  # somebody waits for nothing to run
         self._is_woken = False
         self._is_closed = False
+
+    @property
+    def waiting_rows(self) -> int:
+        return self._line.rows
 
     async def submit(self, tensors: Tensors, rows: int) -> Run:
         """Run the engine on these tensors, perhaps together with other requests'.
@@ -94,16 +98,13 @@ class MicroBatcher:
         """
         self._refuse_if_closed_or_full(rows)
         request = Request(tensors, rows, answer)
-        self._queue.append(request)
-        self.waiting_rows += rows
+        self._line.add(request)
         self._wake()
         return request
 
     def forget(self, request: Request) -> None:
         """Its client has gone: if it still waits, it is not run."""
-        if request in self._queue:
-            self._queue.remove(request)
-            self.waiting_rows -= request.rows
+        self._line.remove(request)
 
     async def close(self) -> None:
         """Refuse what waits, and wait for what runs."""
@@ -116,7 +117,7 @@ class MicroBatcher:
     def _refuse_if_closed_or_full(self, rows: int) -> None:
         if self._is_closed:
             raise _closing()
-        if self._queue and self.waiting_rows + rows > self._queue_rows_max:
+        if self._line.waiting and self.waiting_rows + rows > self._queue_rows_max:
             raise QueueFull(
                 f"{self.waiting_rows} rows wait for this engine, and at most {self._queue_rows_max} may.",
                 hint="Send the request again in a moment, or raise queue_rows_max.",
@@ -130,8 +131,8 @@ class MicroBatcher:
 
     def _start_runs(self) -> None:
         self._is_woken = False
-        while self._queue and (context := self._free_context()) is not None:
-            stays = self._stays_on_loop(self._queue[0].rows)
+        while self._line.waiting and (context := self._free_context()) is not None:
+            stays = self._stays_on_loop(self._line.waiting[0].rows)
             batch = self._taken(stays)
             self._running += 1
             if stays:
@@ -142,7 +143,7 @@ class MicroBatcher:
     def _free_context(self) -> ContextThread | None:
         if self._lent_wide is not None:  # a run beside it would slow both down by more than it waits
             return None
-        if self._wide is not None and not self._running and len(self._queue) < self._enough:
+        if self._wide is not None and not self._running and len(self._line.waiting) < self._enough:
             context, self._wide = self._wide, None
             self._lent_wide = context
             return context
@@ -156,9 +157,10 @@ class MicroBatcher:
 
     def _looks_ahead(self) -> bool:
         """Whether a context that runs is given its next run already: while many wait that nothing is gained by
-        joining, so that it does not rest for as long as the event loop takes to hear of its end."""
-        is_crowded = self._pace is not None and self._rows_max == 1 and len(self._queue) >= self._enough
-        return is_crowded and not self._stays_on_loop(self._queue[0].rows)
+        joining, so that it does not rest for as long as the event loop takes to hear of its end. Not with a run of many
+        rows: a smaller request that comes meanwhile could not pass it any more."""
+        is_crowded = self._pace is not None and self._rows_max == 1 and len(self._line.waiting) >= self._enough
+        return is_crowded and self._line.waiting[0].rows == 1 and not self.is_short
 
     def _free(self, context: ContextThread) -> None:
         """One of the context's runs has ended."""
@@ -185,20 +187,10 @@ class MicroBatcher:
         return self._pace is not None and self._pace.seconds(rows) <= ON_LOOP_S
 
     def _taken(self, stays_on_loop: bool) -> list[Request]:
-        """The head of the queue, and what follows it as long as it can be joined; nobody is overtaken."""
-        batch = [self._queue.popleft()]
-        rows = batch[0].rows
         rows_max = self._rows_max
         if stays_on_loop and self._pace is not None:
             rows_max = min(rows_max, self._pace.rows_within(ON_LOOP_JOINT_S))
-        while self._queue and not (batch[0].alone or self._queue[0].alone):
-            head = self._queue[0]
-            if head.shapes != batch[0].shapes or rows + head.rows > rows_max:
-                break
-            batch.append(self._queue.popleft())
-            rows += head.rows
-        self.waiting_rows -= rows
-        return batch
+        return self._line.taken(rows_max)
 
     def _finish(
         self, context: ContextThread, batch: list[Request], ran: _Ran | None, error: BaseException | None
@@ -212,7 +204,7 @@ class MicroBatcher:
             _fail(batch[0], _execution_failed(error))
         else:
             self._retry_alone(batch, error)
-        if self._queue:
+        if self._line.waiting:
             self._wake()
         if self._rest is not None and not self._running and not self._rest.done():
             self._rest.set_result(None)
@@ -220,6 +212,7 @@ class MicroBatcher:
     def _deliver(self, batch: list[Request], ran: _Ran) -> None:
         batch_rows = sum(request.rows for request in batch)
         took_s = ran.ended_s - ran.started_s
+        self._line.learn(batch_rows, took_s)
         if self._pace is not None:
             self._pace.learn(batch_rows, took_s)
         is_first = True
@@ -240,15 +233,14 @@ class MicroBatcher:
         for request in reversed(batch):
             if not request.answer.done():
                 request.alone = True
-                self._queue.appendleft(request)
-                self.waiting_rows += request.rows
+                self._line.put_back(request)
         if self._is_closed:
             self._fail_queue()
 
     def _fail_queue(self) -> None:
-        while self._queue:
-            _fail(self._queue.popleft(), _closing())
-        self.waiting_rows = 0
+        while self._line.waiting:
+            for request in self._line.taken(rows_max=1):
+                _fail(request, _closing())
 
 
 def rows_limit(signature: Signature) -> int:

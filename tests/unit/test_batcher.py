@@ -95,7 +95,7 @@ async def test_what_waits_is_served_in_the_order_of_arrival_up_to_the_limit_of_a
     assert order == [0, 1, 2, 3, 4, 5]
 
 
-async def test_a_request_that_does_not_fit_any_more_is_not_overtaken_by_a_smaller_one() -> None:
+async def test_a_request_that_does_not_fit_any_more_begins_the_next_run() -> None:
     gate = Gate()
     async with a_batcher(gate) as batcher:
         async with busy(batcher, gate):
