@@ -117,7 +117,7 @@ class MicroBatcher:
     def _refuse_if_closed_or_full(self, rows: int) -> None:
         if self._is_closed:
             raise _closing()
-        if self._line.waiting and self.waiting_rows + rows > self._queue_rows_max:
+        if self._line.waiting and self._line.rows + rows > self._queue_rows_max:
             raise QueueFull(
                 f"{self.waiting_rows} rows wait for this engine, and at most {self._queue_rows_max} may.",
                 hint="Send the request again in a moment, or raise queue_rows_max.",
@@ -212,7 +212,8 @@ class MicroBatcher:
     def _deliver(self, batch: list[Request], ran: _Ran) -> None:
         batch_rows = sum(request.rows for request in batch)
         took_s = ran.ended_s - ran.started_s
-        self._line.learn(batch_rows, took_s)
+        if self._line.waiting:
+            self._line.learn(batch_rows, took_s)
         if self._pace is not None:
             self._pace.learn(batch_rows, took_s)
         is_first = True

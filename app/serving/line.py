@@ -27,9 +27,11 @@ class Line:
         """Queue up."""
         waiting = self.waiting
         self.rows += request.rows
-        request.turn_s = request.submitted_s + PATIENCE * self._row_s * request.rows
+        if not waiting or waiting[-1].rows <= request.rows:
+            waiting.append(request)
+            return
         place = len(waiting)
-        while place and _lets_pass(waiting[place - 1], request):
+        while place and self._lets_pass(waiting[place - 1], request):
             place -= 1
         waiting.insert(place, request)
 
@@ -61,6 +63,6 @@ class Line:
         """A run of so many rows took so long."""
         self._row_s += (took_s / rows - self._row_s) * (_LEARNT if self._row_s else 1)
 
-
-def _lets_pass(waiting: Request, request: Request) -> bool:
-    return waiting.rows > request.rows and waiting.turn_s > request.turn_s
+    def _lets_pass(self, waiting: Request, request: Request) -> bool:
+        more = waiting.rows - request.rows
+        return more > 0 and waiting.submitted_s + PATIENCE * self._row_s * more > request.submitted_s

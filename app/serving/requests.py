@@ -36,7 +36,7 @@ class Answered(Protocol):
 class Request:
     """Tensors that wait for their turn, or that are made when it has come."""
 
-    __slots__ = ("_make", "alone", "answer", "rows", "shapes", "submitted_s", "tensors", "turn_s")
+    __slots__ = ("_make", "alone", "answer", "rows", "shapes", "submitted_s", "tensors")
 
     def __init__(self, tensors: Tensors | Callable[[], Tensors], rows: int, answer: Answered) -> None:
         """
@@ -49,7 +49,7 @@ class Request:
         self.shapes = shapes_of(self.tensors)  # requests of equal shapes may be joined,
         self.alone = self._make is not None  # unless they run by themselves, as those of a failed joint run do
         self.answer = answer
-        self.submitted_s = self.turn_s = time.perf_counter()  # until its turn smaller ones may pass
+        self.submitted_s = time.perf_counter()
 
     def prepare(self) -> None:
         """Make the tensors. Raises what their making raises."""
