@@ -25,25 +25,24 @@ class BodyRoom:
         self.held_bytes = 0
         self._lock = threading.Lock()
 
-    def has(self, nbytes: int) -> bool:
-        """Whether so much may be taken. A body that is there alone always may, however little the device has."""
-        return not self.held_bytes or self.held_bytes + nbytes <= self.limit_bytes
-
     def take(self, nbytes: int, own_bytes: int = 0) -> None:
         """Hold so much more, beside what the same request holds already.
+
+        A body that is there alone always has room, however little there is.
 
         Raises:
             BodiesFull: the bodies of others leave too little.
         """
         with self._lock:
             others_bytes = self.held_bytes - own_bytes
-            if others_bytes and self.held_bytes + nbytes > self.limit_bytes:
-                raise BodiesFull(
-                    f"The bodies of other requests hold {others_bytes >> 20} MiB; this one wants"
-                    f" {(own_bytes + nbytes) >> 20} MiB, of {int(self.limit_bytes) >> 20} MiB for all.",
-                    hint="Send it again in a moment, send less at once, or raise JETFORGE_BODIES_MIB on the device.",
-                )
-            self.held_bytes += nbytes
+            if not others_bytes or self.held_bytes + nbytes <= self.limit_bytes:
+                self.held_bytes += nbytes
+                return
+        raise BodiesFull(
+            f"The bodies of other requests hold {others_bytes >> 20} MiB; this one wants"
+            f" {(own_bytes + nbytes) >> 20} MiB, of {int(self.limit_bytes) >> 20} MiB for all.",
+            hint="Send it again in a moment, send less at once, or raise JETFORGE_BODIES_MIB on the device.",
+        )
 
     def give_back(self, nbytes: int) -> None:
         with self._lock:

@@ -12,6 +12,7 @@ from starlette.types import Message
 
 from app.api.heads import Plan
 from app.api.responses import JOINED_BYTES, header_lines
+from app.domain.errors import BodiesFull
 
 if TYPE_CHECKING:
     from app.api.connection import Connection
@@ -54,9 +55,7 @@ class Exchange:
     def begin(self, data: memoryview) -> memoryview:
         """Take what came with the head; returns what is not the request's any more."""
         own, rest = data[: self._missing_bytes], data[self._missing_bytes :]
-        body_bytes = self._plan.head.body_bytes
-        if body_bytes <= EAGER_BYTES and self._has_room():  # else the answer says that there is none
-            self._take_room()
+        if self._has_begun_eagerly():
             if self._owes_100:
                 self._continue_100()
             self._open_room(own)
@@ -165,9 +164,15 @@ class Exchange:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    def _has_room(self) -> bool:
-        nbytes = self._plan.head.body_bytes
-        return nbytes <= UNCOUNTED_BYTES or self._connection.front.bodies.has(nbytes)
+    def _has_begun_eagerly(self) -> bool:
+        """Whether the body is received before anybody asks for it; then it has its room."""
+        if self._plan.head.body_bytes > EAGER_BYTES:
+            return False
+        try:
+            self._take_room()
+        except BodiesFull:  # which whoever asks for it is told
+            return False
+        return True
 
     def _take_room(self) -> None:
         nbytes = self._plan.head.body_bytes
