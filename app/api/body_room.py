@@ -53,13 +53,18 @@ class Holding:
     """What one request has taken; given back at the end of the block."""
 
     def __init__(self, room: BodyRoom) -> None:
-        self._room = room
         self.held_bytes = 0
+        self._room = room
+        self._lock = threading.Lock()
+        self._is_over = False
 
     def take(self, nbytes: int) -> None:
-        """Raises BodiesFull, as `BodyRoom.take` does."""
-        self._room.take(nbytes, self.held_bytes)
-        self.held_bytes += nbytes
+        """As `BodyRoom.take`; a thread that goes on for a request that has ended is refused as well."""
+        with self._lock:
+            if self._is_over:
+                raise BodiesFull("The request has ended.", hint="Send it again.")
+            self._room.take(nbytes, self.held_bytes)
+            self.held_bytes += nbytes
 
     def __enter__(self) -> Holding:
         return self
@@ -67,8 +72,10 @@ class Holding:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        held, self.held_bytes = self.held_bytes, 0
-        self._room.give_back(held)
+        with self._lock:
+            self._is_over = True
+            self._room.give_back(self.held_bytes)
+            self.held_bytes = 0
 
 
 class HeldBodies:

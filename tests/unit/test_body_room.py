@@ -49,6 +49,17 @@ def test_what_a_failed_request_held_is_given_back() -> None:
     assert room.held_bytes == 50
 
 
+def test_a_thread_that_goes_on_for_a_request_that_has_ended_takes_nothing() -> None:
+    room = BodyRoom(LIMIT)
+    with Holding(room) as holding:
+        holding.take(30)
+
+    with pytest.raises(BodiesFull):
+        holding.take(30)
+
+    assert room.held_bytes == 0
+
+
 async def passed(room: BodyRoom, scope: dict[str, Any]) -> list[int]:
     """What the room held after each piece of a body that an application received through the middleware."""
     pieces = iter(PIECES)
