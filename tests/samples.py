@@ -21,6 +21,35 @@ def picture(seed: int, width: int = 64, height: int = 64) -> Image:
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
+def photograph(width: int, height: int) -> Image:
+    """Patches of colour with smaller ones on them, down to what a resize cannot keep."""
+    random = np.random.default_rng(width * height)
+    made = np.full((height, width, 3), 128.0)
+    for cells, strength in ((6, 80), (40, 40), (160, 20)):
+        coarse = random.normal(0, strength, (cells, cells, 3))
+        made += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(np.clip(made, 0, 255), np.uint8)
+
+
+def shrunk_by_pillow(image: Image, width: int, height: int) -> Any:
+    """As Pillow's bilinear filter shrinks, which is torchvision's: a triangle as wide as two pixels of the result.
+
+    Source:
+        Pillow's src/libImaging/Resample.c.
+    """
+    down, across = _triangles(image.shape[0], height), _triangles(image.shape[1], width)
+    pixels = image.astype(float).reshape(*image.shape[:2], -1)
+    found = np.einsum("ij,jkc,lk->ilc", down, pixels, across, optimize=True)
+    return found.reshape(height, width, *image.shape[2:])
+
+
+def _triangles(before: int, after: int) -> Any:
+    scale = max(1.0, before / after)
+    centres, places = (np.arange(after) + 0.5) * before / after, np.arange(before) + 0.5
+    triangles = np.maximum(0, 1 - np.abs(places[None, :] - centres[:, None]) / scale)
+    return triangles / triangles.sum(axis=1, keepdims=True)
+
+
 def encoded(image: Any, suffix: str = ".jpg") -> bytes:
     written, data = cv2.imencode(suffix, image)
     assert written

@@ -11,6 +11,10 @@ from app.domain.errors import ImageRejected
 
 Image = NDArray[np.uint8]  # (height, width, 3), B, G, R as OpenCV decodes it, or (height, width) when grey
 
+# Images are decoded side by side already. OpenCV's own threads wait awake for each other: with four of them an image
+# took 3.2 to 4.4 ms of processor time instead of 1.8, and came no sooner.
+cv2.setNumThreads(1)
+
 _GRAY = {1: cv2.IMREAD_GRAYSCALE, **{n: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{n}") for n in (2, 4, 8)}}
 _COLOR = {1: cv2.IMREAD_COLOR, **{n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}}
 _SIZED = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of frames, which begin with their size

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from app.domain.errors import ImageRejected, InvalidOption
 from app.domain.preprocess import Color, Interpolation, Layout, Preprocess, Resize, default_preprocess, row_from_image
+from app.domain.resize import antialiased
 from app.domain.tensors import DType, TensorSpec
+from tests import samples
 
 
 def recipe(width: int, height: int, **changes: Any) -> Preprocess:
@@ -53,11 +55,22 @@ def test_stretch_ignores_the_aspect_ratio() -> None:
 
 
 def test_area_averages_the_pixels_that_it_joins() -> None:
-    assert plane(encoded([[0, 10, 100, 110], [20, 30, 120, 130]]), recipe(2, 1)) == [[15, 115]]
+    pixels = encoded([[0, 10, 100, 110], [20, 30, 120, 130]])
+
+    assert plane(pixels, recipe(2, 1, interpolation=Interpolation.AREA)) == [[15, 115]]
 
 
-def test_area_enlarges_linearly() -> None:
-    assert plane(encoded([[0, 100]]), recipe(4, 1)) == [[0, 25, 75, 100]]
+@pytest.mark.parametrize("way", [Interpolation.ANTIALIAS, Interpolation.AREA, Interpolation.LINEAR])
+def test_these_enlarge_linearly(way: Interpolation) -> None:
+    assert plane(encoded([[0, 100]]), recipe(4, 1, interpolation=way)) == [[0, 25, 75, 100]]
+
+
+def test_antialiasing_is_what_a_recipe_does_by_itself() -> None:
+    pixels = samples.photograph(63, 40)
+
+    row = row_from_image(encoded(pixels), recipe(20, 20, color=Color.BGR, layout=Layout.NHWC))
+
+    np.testing.assert_array_equal(row, antialiased(pixels, 20, 20))
 
 
 def test_linear_takes_the_two_nearest_pixels() -> None:
