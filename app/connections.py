@@ -7,6 +7,7 @@ over all of them ends those that have waited too long, so that a request pays fo
 from __future__ import annotations
 
 import logging
+import re
 import resource
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 FILES_KEPT = 512  # for all but connections: the database, artefacts, engines, libraries
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:[^\r\n]*", re.IGNORECASE)
 BODY_BYTES_MIN = 4096  # that a body must bring in `body_timeout_s`, unless it ends
 
 
@@ -77,7 +79,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._enter(_Phase.HEAD)
         elif self._phase is _Phase.HEAD:
             self._phase_bytes += len(data)
-        super().data_received(data)
+        super().data_received(_without_upgrade(data) if self._phase is _Phase.HEAD else data)
         if self._phase is _Phase.HEAD and self._phase_bytes > self.limits.header_bytes_max:
             self._refuse_head()
 
@@ -116,6 +118,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """The parser's refusal, in the form of all others."""
         self._refuse(problem(400, "http_error", "Bad Request", msg, "Send HTTP/1.1."))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """An offer that was not found in time: the parser takes what follows for another protocol's."""
+        self._refuse(problem(400, "http_error", "Bad Request", "Upgrade is not possible here.", "Send HTTP/1.1."))
 
     def rest(self) -> None:
         """Another reader has the connection: what was awaited here is not."""
@@ -188,6 +194,17 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[response.status_code] + head + b"\r\n" + bytes(response.body))
         self._forsake()
         self.transport.close()
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """What begins with a head, without the offer to go on with another protocol, which a server may ignore.
+
+    httptools would skip the body and take it for that protocol's. Java's HttpClient offers HTTP/2 with every request.
+    """
+    if b"pgrade" not in data and b"PGRADE" not in data:
+        return data
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(b"", head) + end + rest
 
 
 def limits_of(settings: Settings) -> ConnectionLimits:

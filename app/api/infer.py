@@ -8,22 +8,22 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from app.api import openapi, tensors
+from app.api import openapi, tensors, v2_body
 from app.api.body_room import Holding
 from app.api.multipart import Sink, body_too_large, media_type, read_multipart
 from app.api.problems import answer_to
 from app.api.responses import Piece, TensorResponse, Written, add_server_timing, json_bytes, raw, tensor_lines
 from app.api.services import Inferring, Wired
-from app.api.v2_body import read_aligned
 from app.domain.builds import EngineRecord
 from app.domain.errors import InvalidRequest, MediaTypeUnsupported
-from app.domain.tensors import Shape, Signature, Tensors
+from app.domain.tensors import ANY, Shape, Signature, Tensors
 from app.serving.service import Answer, top_k
 
 router = APIRouter(tags=["inference"])
@@ -47,6 +47,7 @@ class Asked:
     shape: str | None = None  # of an octet-stream body
     timeout_s: float | None = None  # for the answer; None: as long as it takes
     is_timed: bool = False  # the answer is to tell its times
+    coding: str = "identity"  # of the body
 
 
 @router.post("/infer/{ref}", openapi_extra=openapi.INFER_BODY, responses=openapi.INFER_ANSWER)
@@ -69,7 +70,7 @@ async def infer(
     limit_bytes = wired.settings.max_body_mib << 20
     if head.kind == FORM:
         return await answered(wired, head, await _images(request, limit_bytes))
-    return await answered(wired, head, [await read_aligned(request, limit_bytes, 0)])
+    return await answered(wired, head, [await v2_body.read_aligned(request, limit_bytes, 0)])
 
 
 def asked(
@@ -88,24 +89,28 @@ def asked(
             hint="With curl: -H 'Content-Type: image/png' --data-binary @image.png.",
         )
     timeout_s = _timeout_s(headers.get(TIMEOUT))
-    return Asked(ref, kind, headers.get("accept", ""), top, outputs, shape, timeout_s, "x-server-timing" in headers)
+    is_timed, coding = "x-server-timing" in headers, v2_body.coding_of(headers)
+    return Asked(ref, kind, headers.get("accept", ""), top, outputs, shape, timeout_s, is_timed, coding)
 
 
 async def answered(wired: Inferring, head: Asked, bodies: list[memoryview]) -> Response:
     """Run the engine on one body, or on several images, and write its answer."""
     arrived_ns = time.perf_counter_ns()
     input_ns = 0
-    if head.kind in IMAGES or head.kind == FORM:
-        answer = await wired.inference.infer_images(head.ref, bodies, timeout_s=head.timeout_s)
-    else:
-        record = await wired.inference.find(head.ref)
-        limit_bytes = wired.settings.max_body_mib << 20
-        with Holding(wired.bodies) as holding:
+    limit_bytes = wired.settings.max_body_mib << 20
+    with Holding(wired.bodies) as holding:
+        if head.coding != "identity" and head.kind != FORM:
+            bodies = [await run_in_threadpool(v2_body.inflated, bodies[0], head.coding, limit_bytes, holding)]
+            input_ns = time.perf_counter_ns() - arrived_ns
+        if head.kind in IMAGES or head.kind == FORM:
+            answer = await wired.inference.infer_images(head.ref, bodies, timeout_s=head.timeout_s)
+        else:
+            record = await wired.inference.find(head.ref)
             inputs = await _parsed(head, bodies[0], record.built.signature, limit_bytes, holding)
             input_ns = time.perf_counter_ns() - arrived_ns
             answer = await wired.inference.infer(record.ref, inputs, timeout_s=head.timeout_s)
     answered_ns = time.perf_counter_ns()
-    response = _response(head, answer)
+    response = await _encoded(head, answer)
     output_ns = time.perf_counter_ns() - answered_ns
     wired.inference.statistics.add_coding(answer.engine.ref, input_ns=input_ns, output_ns=output_ns)
     if head.is_timed:
@@ -120,13 +125,15 @@ class Steps:
         self.ref = head.ref
         self._head = head
         self._prepares_images = prepares_images
-        is_plain = head.timeout_s is None and not head.is_timed and NPZ not in head.accept
-        self._is_image = is_plain and head.kind in IMAGES
+        is_plain = head.timeout_s is None and not head.is_timed and NPZ not in head.accept and head.coding == "identity"
         self._answers_tensor = NPY in head.accept or RAW in head.accept
+        self._is_image = is_plain and head.kind in IMAGES
+        self._judged: EngineRecord | None = None  # the last whose answers were looked at
+        self._fits = False  # they may be written on the event loop
         self._is_tensor = is_plain and head.kind in (RAW, NPY) and self._answers_tensor
 
     def form(self, body: memoryview, record: EngineRecord) -> bool | None:
-        return self._is_tensor or (self._is_image and self._prepares_images(record)) or None
+        return self._is_tensor or (self._is_image and self._takes_image(record)) or None
 
     def learn(self, body: memoryview, record: EngineRecord) -> None:
         pass  # the head says it all
@@ -145,6 +152,18 @@ class Steps:
     def refused(self, error: Exception, path: str) -> Response:
         return answer_to(error, path)
 
+    def _takes_image(self, record: EngineRecord) -> bool:
+        if record is not self._judged:
+            self._judged = record
+            self._fits = self._answers_tensor or _answers_little(record.built.signature)
+        return self._fits and self._prepares_images(record)
+
+
+def _answers_little(signature: Signature) -> bool:
+    """Whether the answer to one image may be written as JSON on the event loop; with open lengths, nobody knows."""
+    shapes = [output.shape[1:] if signature.rows_max > 1 else output.shape for output in signature.outputs]
+    return all(ANY not in shape for shape in shapes) and sum(map(prod, shapes)) <= OFF_LOOP_BYTES // 4
+
 
 def _timeout_s(text: str | None) -> float | None:
     if text is None:
@@ -160,6 +179,7 @@ async def _parsed(head: Asked, body: memoryview, signature: Signature, limit_byt
     if head.kind == NPZ:
         return await run_in_threadpool(tensors.from_npz, body, limit_bytes, holding)
     if len(body) > OFF_LOOP_BYTES:
+        holding.take(tensors.JSON_GROWTH * len(body))
         return await run_in_threadpool(tensors.from_json, body, signature)
     return tensors.from_json(body, signature)
 
@@ -194,6 +214,14 @@ async def _images(request: Request, limit_bytes: int) -> list[memoryview]:
     if not parts:
         raise InvalidRequest("The multipart body has no image.", hint="-F image=@a.jpg, once for each image.")
     return [memoryview(part) for part in parts]
+
+
+async def _encoded(head: Asked, answer: Answer) -> Response:
+    """The answer, written on a thread when that would hold up the event loop for longer than the hop takes."""
+    is_single = NPZ not in head.accept and (NPY in head.accept or RAW in head.accept)
+    if is_single or sum(output.nbytes for output in answer.outputs.values()) <= OFF_LOOP_BYTES:
+        return _response(head, answer)
+    return await run_in_threadpool(_response, head, answer)
 
 
 def _response(head: Asked, answer: Answer) -> Response:

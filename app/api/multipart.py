@@ -11,7 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from app.domain.errors import BodyTooLarge, InvalidRequest, MediaTypeUnsupported, ServiceError
+from app.domain.errors import BodyTooLarge, FeatureUnsupported, InvalidRequest, MediaTypeUnsupported, ServiceError
 
 FEED_BYTES = 1 << 20  # hashing and writing happen in a thread, in pieces of about this size
 PARTS_MAX = 1000
@@ -36,8 +36,14 @@ async def pieces(request: Request, limit_bytes: int, too_large: Callable[[], Ser
 
     Raises:
         ServiceError: what `too_large` makes, when the body is, or says that it will be, over the limit.
+        FeatureUnsupported: it is compressed.
         ClientDisconnect: the client hung up.
     """
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        raise FeatureUnsupported(
+            f"The Content-Encoding is {coding[:80]!r}; this body is read as it is.", hint="Send it uncompressed."
+        )
     announced = request.headers.get("content-length", "")
     if re.fullmatch(r"[0-9]{1,30}", announced) and int(announced) > limit_bytes:
         raise too_large()

@@ -50,7 +50,7 @@ def _preprocess(value: Any) -> Any:
     value = _json(value)
     if isinstance(value, dict) and "preset" in value:
         preset = value["preset"]
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"there is no preset {str(preset)[:40]!r}; there are {', '.join(sorted(PRESETS))}")
         value = {**PRESETS[preset], **{name: item for name, item in value.items() if name != "preset"}}
     return value
@@ -112,7 +112,8 @@ class ToleranceSchema(BaseModel):
 
 
 TacticSource = Annotated[str, Field(pattern="^[A-Z][A-Z0-9_]{0,63}$")]
-Shapes = Annotated[dict[str, Annotated[tuple[int, ...], Field(max_length=16)]], BeforeValidator(_shapes)]
+Length = Annotated[int, Field(ge=0, le=999_999_999)]
+Shapes = Annotated[dict[str, Annotated[tuple[Length, ...], Field(max_length=16)]], BeforeValidator(_shapes)]
 
 
 class OptionsSchema(BaseModel):

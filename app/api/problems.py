@@ -86,7 +86,8 @@ def answer_to(error: Exception, path: str) -> Response:
     if not isinstance(error, errors.ServiceError):
         return _defect(error, path)
     if status_of(error) == 500:
-        log.error("request failed", extra={"path": path, "code": error.code}, exc_info=error)
+        # One line: clients may make an engine fail as often as they like.
+        log.error("request failed", extra={"path": path, "code": error.code, "detail": error.detail})
     return problem_of(error)
 
 
@@ -114,6 +115,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         return problem_of(
             errors.RouteNotFound(f"Nothing answers at {request.url.path[:200]}.", hint="/docs lists what there is.")
         )
+    if error.status_code == 400 and request.method != "GET":  # FastAPI's, for JSON that its parser cannot even refuse
+        return problem_of(errors.InvalidRequest("The body cannot be read as JSON.", hint="Send it as UTF-8 text."))
     phrase = HTTPStatus(error.status_code).phrase
     code = "method_not_allowed" if error.status_code == 405 else "http_error"
     detail = (

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -17,6 +18,8 @@ from app.domain.tensors import ANY, DType, Shape, Signature, Tensor, Tensors, Te
 
 JSON_BYTES_MAX = 64 << 20  # as Triton's: JSON takes many times its size once parsed
 _RANK_MAX = 32  # numpy's own limit
+JSON_GROWTH = 8  # bytes that parsed JSON takes for each of its own, about; lists of nothing take more
+_JSON_TYPES = {bool, int, float, list}  # no texts: numpy would make every one as long as the longest
 
 
 def only_input(signature: Signature) -> TensorSpec:
@@ -28,7 +31,7 @@ def only_input(signature: Signature) -> TensorSpec:
     if len(signature.inputs) != 1:
         raise TensorRejected(
             f"The body carries one tensor; the engine has {len(signature.inputs)} inputs.",
-            hint=f"Send JSON or npz with every input by name: {described(signature.inputs)}.",
+            hint=f"Send JSON or npz with every input by name: {described(signature.inputs) or 'none'}.",
         )
     return signature.inputs[0]
 
@@ -76,6 +79,8 @@ def from_lists(lists: Any, spec: TensorSpec) -> Tensor:
         TensorRejected: they are ragged, or hold what the dtype cannot.
     """
     try:
+        if not _leaf_types(lists) <= _JSON_TYPES:
+            raise _ragged(spec)
         tensor = np.asarray(lists)
         if spec.dtype is DType.UINT64 and tensor.dtype.kind == "f":  # numpy's own choice for a mix of small and huge
             tensor = _whole(lists, tensor)
@@ -86,10 +91,21 @@ def from_lists(lists: Any, spec: TensorSpec) -> Tensor:
     if tensor.dtype.kind not in "biuf":
         raise _ragged(spec)
     if tensor.dtype.kind == "f" and not spec.dtype.is_float:
+        if (tensor == np.trunc(tensor)).all():  # whole numbers past 64 bits come as floats
+            raise _out_of_range(spec)
         raise TensorRejected(
             f"The input {spec.name!r} is {spec.dtype.value}; the JSON holds fractions.", hint="Send whole numbers."
         )
     return _cast(tensor, spec)
+
+
+def _leaf_types(lists: Any) -> set[type]:
+    """The types of what lies as deep as the first value; lists among them where others lie deeper."""
+    leaves: Iterable[Any] = [lists]
+    first = lists
+    while isinstance(first, list) and first:
+        leaves, first = chain.from_iterable(leaves), first[0]
+    return set(map(type, leaves))
 
 
 def _whole(lists: Any, floats: Tensor) -> Tensor:
@@ -102,13 +118,17 @@ def _whole(lists: Any, floats: Tensor) -> Tensor:
 
 def _cast(tensor: Tensor, spec: TensorSpec) -> Tensor:
     with np.errstate(over="ignore", invalid="ignore"):
-        cast = np.ascontiguousarray(tensor, dtype=spec.dtype.numpy)
+        cast = np.asarray(tensor, spec.dtype.numpy, order="C")
     lost = not np.array_equal(cast, tensor) if not spec.dtype.is_float else not np.isfinite(cast).all()
     if lost:
-        raise TensorRejected(
-            f"The input {spec.name!r} has values that {spec.dtype.value} cannot hold.", hint="Check the values."
-        )
+        raise _out_of_range(spec)
     return cast
+
+
+def _out_of_range(spec: TensorSpec) -> TensorRejected:
+    return TensorRejected(
+        f"The input {spec.name!r} has values that {spec.dtype.value} cannot hold.", hint="Check the values."
+    )
 
 
 def _ragged(spec: TensorSpec) -> TensorRejected:
@@ -133,10 +153,11 @@ def from_npy(body: bytes | memoryview, what: str = "The body") -> Tensor:
     if dtype.kind not in "biuf":
         raise InvalidRequest(f"{what} has dtype {dtype}, which is not numeric.", hint="Send numbers or booleans.")
     data = memoryview(body)[file.tell() :]
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise _no_shape(shape)
     _check_bytes(len(data), shape, dtype.itemsize, what)
-    flat = np.frombuffer(data, dtype)
-    array = flat.reshape(shape, order="F" if fortran_order else "C")
-    return np.ascontiguousarray(array, dtype=dtype.newbyteorder("="))
+    array = _reshaped(np.frombuffer(data, dtype), shape, "F" if fortran_order else "C")
+    return np.asarray(array, dtype.newbyteorder("="), order="C")
 
 
 def from_npz(body: bytes | memoryview, limit_bytes: int, holding: Holding) -> Tensors:
@@ -167,7 +188,7 @@ def from_npz(body: bytes | memoryview, limit_bytes: int, holding: Holding) -> Te
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise InvalidRequest("The body is not an npz archive.", hint=hint) from error
     except Exception as error:
-        if type(error).__module__ not in ("zlib", "lzma"):
+        if type(error).__module__ not in ("zlib", "_lzma"):  # not every Python has the latter
             raise
         raise InvalidRequest("The npz archive is damaged.", hint=hint) from error
     return tensors
@@ -179,7 +200,20 @@ def from_raw(body: bytes | memoryview, signature: Signature, shape: Shape | None
     item = spec.dtype.numpy.itemsize
     wanted = shape if shape is not None else _closed(spec, len(body))
     _check_bytes(len(body), wanted, item, "The body")
-    return np.frombuffer(body, spec.dtype.numpy).reshape(wanted)
+    return _reshaped(np.frombuffer(body, spec.dtype.numpy), wanted)
+
+
+def _reshaped(flat: Tensor, shape: Shape, order: Literal["C", "F"] = "C") -> Tensor:
+    try:
+        return flat.reshape(shape, order=order)
+    except ValueError as error:  # no elements, yet lengths that no array can have; or too many axes
+        raise _no_shape(shape) from error
+
+
+def _no_shape(shape: Shape) -> InvalidShape:
+    return InvalidShape(
+        f"No tensor has the shape {shape_text(shape)[:80]}.", hint="Send the shape as the engine has it."
+    )
 
 
 def _closed(spec: TensorSpec, size_bytes: int) -> Shape:
@@ -221,7 +255,7 @@ def to_json(outputs: Mapping[str, Tensor]) -> dict[str, Any]:
         name: {
             "shape": list(tensor.shape),
             "dtype": tensor.dtype.name,
-            "data": np.ascontiguousarray(tensor, dtype=_json_dtype(tensor)),
+            "data": np.asarray(tensor, _json_dtype(tensor), order="C")[()],  # of a scalar, its value
         }
         for name, tensor in outputs.items()
     }

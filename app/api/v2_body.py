@@ -1,9 +1,9 @@
-"""Bodies of the Open Inference Protocol: received in one aligned piece, inflated within limits, deflated when asked."""
+"""Bodies of inference requests: received in one aligned piece, inflated within limits, deflated when asked."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from starlette.requests import Request
@@ -58,6 +58,11 @@ def placed(pieces: Sequence[bytes], total: int, offset: int) -> memoryview:
         body[at : at + len(piece)] = piece
         at += len(piece)
     return body.toreadonly()
+
+
+def coding_of(headers: Mapping[str, str]) -> str:
+    """The Content-Encoding of a body, lower case; `identity` where none is named."""
+    return headers.get("content-encoding", "").strip().lower() or "identity"
 
 
 def inflated(body: memoryview, coding: str, limit_bytes: int, holding: Holding) -> memoryview:
@@ -119,5 +124,5 @@ def deflated(body: bytes, coding: str) -> bytes:
 def _damaged(coding: str, how: str) -> InvalidRequest:
     return InvalidRequest(
         f"The {coding} body is {how}.",
-        hint="Compress header and tensors together, once; deflate means zlib's format.",
+        hint="Compress the whole body, once; deflate means zlib's format.",
     )

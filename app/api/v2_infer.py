@@ -15,6 +15,7 @@ from app.api.body_room import Holding
 from app.api.problems import problem, status_of
 from app.api.responses import TensorResponse, Written, add_server_timing, tensor_lines
 from app.api.services import Inferring
+from app.api.tensors import JSON_GROWTH
 from app.domain.builds import EngineRecord
 from app.domain.errors import FeatureUnsupported, ServiceError, Unavailable
 from app.domain.tensors import Signature, Tensors
@@ -48,7 +49,7 @@ def asked(ref: str, headers: Mapping[str, str]) -> Asked:
     return Asked(
         ref,
         v2_codec.header_length(headers.get(HEADER_LENGTH.lower())),
-        headers.get("content-encoding", "identity").strip().lower() or "identity",
+        v2_body.coding_of(headers),
         v2_body.wanted_coding(headers.get("accept-encoding", "")),
         "x-server-timing" in headers,
     )
@@ -136,6 +137,7 @@ async def _decoded(
 
     def read() -> v2_codec.InferRequest:
         plain = body if is_plain else v2_body.inflated(body, head.coding, limit_bytes, holding)
+        holding.take(JSON_GROWTH * min(len(plain), head.header_bytes or len(plain)))
         return v2_codec.decoded(plain, head.header_bytes, signature)
 
     return await run_in_threadpool(read)

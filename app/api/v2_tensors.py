@@ -12,6 +12,7 @@ import numpy as np
 from app.api.tensors import from_lists
 from app.domain.errors import InvalidRequest, TensorRejected
 from app.domain.tensors import ANY, DType, Shape, Signature, Tensor, TensorSpec, described, shape_text
+from app.serving.answers import check_predictions
 
 BYTES = "BYTES"  # of inputs: encoded images; of outputs: classification strings
 DATATYPES: dict[DType, str] = {
@@ -142,7 +143,7 @@ def from_raw_body(body: memoryview, signature: Signature) -> Tensor:
     if len(signature.inputs) != 1:
         raise TensorRejected(
             f"A raw body carries one tensor; the engine has {len(signature.inputs)} inputs.",
-            hint=f"Send them with a JSON header: {described(signature.inputs)}.",
+            hint=f"Send a JSON header with every input: {described(signature.inputs) or 'none'}.",
         )
     spec = signature.inputs[0]
     shape = list(spec.shape)
@@ -167,9 +168,13 @@ def classified(output: Tensor, classes: int, labels: Sequence[str], *, by_row: b
     Returns:
         Shape (rows, classes) or (classes,), and that many strings in C order.
 
+    Raises:
+        InvalidRequest: they are more than an answer may name.
+
     Source: Triton's classification extension; scores as C's %f.
     """
     rows = output.reshape(len(output), math.prod(output.shape[1:])) if by_row else output.reshape(1, output.size)
+    check_predictions(len(rows), min(classes, rows.shape[1]))
     keys = -rows if rows.dtype.kind == "f" else ~rows  # ~ turns the order of integers round and cannot overflow
     order = np.argsort(keys, axis=1, kind="stable")[:, :classes]
     texts = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -78,11 +79,32 @@ def parsed(path: Path, *, may_be_split: bool = False) -> onnx.ModelProto:
             "The file cannot be read as ONNX: it is damaged, incomplete, or of another kind.",
             hint="Upload the .onnx file as it was exported; compare its size with the original's.",
         ) from error
+    refuse_damaged_names(model)
     if not may_be_split:
         _refuse_external_data(model)
     if not model.graph.output:
         raise ModelInvalid("The model has no outputs.", hint="Export the network again.")
     return model
+
+
+def refuse_damaged_names(model: onnx.ModelProto) -> None:
+    """Refuse names that are no text, which protobuf hands on as bytes.
+
+    Raises:
+        ModelInvalid: there is one.
+    """
+    values = (*model.graph.input, *model.graph.output)
+    names = chain(
+        (named.name for named in (*values, *model.graph.initializer)),
+        (dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim),
+        (name for node in nodes_of(model) for name in (node.op_type, node.domain, *node.input, *node.output)),
+    )
+    damaged = next((name for name in names if not isinstance(name, str)), None)
+    if damaged is not None:
+        raise ModelInvalid(
+            f"The file is damaged: a name in it, {damaged[:80]!r}, is not UTF-8.",
+            hint="Upload the .onnx file as it was exported; compare its size with the original's.",
+        )
 
 
 def check(path: Path) -> None:

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from app.backends.onnxruntime_models import split_tensors
+from app.build.graph import refuse_damaged_names
 from app.build.workdir import WHOLE_BYTES_MAX
 from app.domain.errors import ExternalDataMissing, ModelInvalid
 from app.storage.packages import ENTRIES_MAX, usable
@@ -89,6 +90,7 @@ def network_in(source: Path) -> onnx.ModelProto:
             model = onnx.load_model_from_string(content)
         except DecodeError as error:
             raise ModelInvalid("The .onnx file in the archive is damaged.", hint=_AGAIN) from error
+        refuse_damaged_names(model)
         _weights(model, name, entries)
     return model
 

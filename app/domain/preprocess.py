@@ -84,10 +84,13 @@ class Preprocess:
             raise InvalidOption(
                 f"The recipe's dtype is {self.dtype.value}.", hint="Use a float type or an integer of at most 32 bits."
             )
-        numbers = (self.scale, *self.mean, *self.std)
-        if not all(np.isfinite(numbers)) or 0 in self.std or self.scale == 0:
+        least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+        divided = (self.scale, *self.std)
+        if not all(abs(number) <= most for number in (*divided, *self.mean)) or any(
+            abs(number) < least for number in divided
+        ):
             raise InvalidOption(
-                "The recipe's scale and std must be finite and not 0, its mean finite.",
+                "The recipe's scale and std must be finite and not 0, its mean finite, as float32.",
                 hint="For ImageNet: scale 1/255, mean 0.485,0.456,0.406, std 0.229,0.224,0.225.",
             )
         if not 0.1 <= self.crop <= 1 or not 0 <= self.pad <= 255:

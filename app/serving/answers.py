@@ -13,6 +13,8 @@ from app.domain.builds import EngineRecord
 from app.domain.errors import InvalidRequest
 from app.domain.tensors import DType, Tensor, Tensors, shape_text
 
+PREDICTIONS_MAX = 1 << 18  # in one answer; each takes about 250 bytes until it is JSON
+
 
 class Answer(NamedTuple):
     """One for every request: a frozen dataclass takes three times as long to make."""
@@ -33,6 +35,20 @@ class Ranked:
     probability: float  # 0..1
 
 
+def check_predictions(rows: int, each: int) -> None:
+    """Refuse to name more classes than one answer may hold.
+
+    Raises:
+        InvalidRequest: they are more.
+    """
+    if rows * each > PREDICTIONS_MAX:
+        raise InvalidRequest(
+            f"The answer would name {rows * each} classes, {each} for each of {rows} rows; the most is"
+            f" {PREDICTIONS_MAX}.",
+            hint="Ask for fewer, send fewer rows, or ask for the output itself as bytes.",
+        )
+
+
 def top_k(outputs: Tensors, record: EngineRecord, k: int) -> list[list[Ranked]] | None:
     """The best k classes of each row, best first; of equal scores, the lower index first.
 
@@ -44,11 +60,15 @@ def top_k(outputs: Tensors, record: EngineRecord, k: int) -> list[list[Ranked]] 
 
     Returns:
         None unless the engine is a classifier.
+
+    Raises:
+        InvalidRequest: they are more than an answer may name.
     """
     signature = record.built.signature
     if not signature.is_classifier:
         return None
     spec = signature.outputs[0]
+    check_predictions(len(outputs[spec.name]), min(k, outputs[spec.name].shape[1]))
     atol = 1e-2 if spec.dtype is DType.FLOAT16 else 1e-3
     # In few steps: after a run on all processors, each of them takes thirty times as long as else.
     rows = [(row, (-row).argsort(kind="stable")) for row in outputs[spec.name].astype(np.float64)]  # NaN comes last

@@ -119,7 +119,8 @@ class MicroBatcher:
             raise _closing()
         if self._line.waiting and self._line.rows + rows > self._queue_rows_max:
             raise QueueFull(
-                f"{self.waiting_rows} rows wait for this engine, and at most {self._queue_rows_max} may.",
+                f"{self.waiting_rows} rows wait for this engine, {rows} more came, and at most"
+                f" {self._queue_rows_max} may wait.",
                 hint="Send the request again in a moment, or raise queue_rows_max.",
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import pickle
 import socket
@@ -216,6 +217,33 @@ def test_a_bad_body_is_refused_and_the_engine_unharmed(client: httpx.Client, dig
     refused(answer, status, code)
     good = client.post("/infer/digits", content=PNG, headers={"Content-Type": "image/png"})
     assert good.status_code == 200
+
+
+def test_a_compressed_body_is_inflated_or_refused_and_never_taken_for_a_tensor(
+    client: httpx.Client, digits: dict[str, Any]
+) -> None:
+    rows = np.zeros((3, 1, 8, 8), np.float32).tobytes()
+    octets = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
+
+    packed = client.post("/infer/digits", content=gzip.compress(rows), headers={**octets, "Content-Encoding": "gzip"})
+    unknown = client.post("/infer/digits", content=rows, headers={**octets, "Content-Encoding": "br"})
+    damaged = client.post("/infer/digits", content=rows, headers={**octets, "Content-Encoding": "deflate"})
+    upload = client.post("/models", content=gzip.compress(MODEL), headers={"Content-Encoding": "gzip"})
+
+    assert packed.headers["x-tensor-shape"] == "3x10"
+    assert packed.content == client.post("/infer/digits", content=rows, headers=octets).content
+    refused(unknown, 415, "feature_unsupported")
+    refused(damaged, 422, "invalid_request")
+    refused(upload, 415, "feature_unsupported")
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"[" * 5000 + b"]" * 5000])
+def test_json_that_cannot_even_be_parsed_is_refused_like_any_other(
+    client: httpx.Client, digits: dict[str, Any], body: bytes
+) -> None:
+    answer = client.post("/engines/digits/load", content=body, headers={"Content-Type": "application/json"})
+
+    refused(answer, 422, "invalid_request")
 
 
 def test_a_pickled_array_is_refused(client: httpx.Client, digits: dict[str, Any]) -> None:

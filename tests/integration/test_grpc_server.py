@@ -16,7 +16,7 @@ from app import wiring
 from app.api.body_room import BodyRoom
 from app.api.grpc import open_inference_pb2 as pb
 from app.api.grpc.server import SERVICE, GrpcServer
-from app.api.grpc.streams import UNDER_WAY_MAX
+from app.api.grpc.streams import UNDER_WAY_MAX, Streams
 from app.domain.builds import EngineRecord
 from app.domain.errors import EngineNotFound
 from app.serving.pool import EnginePool
@@ -367,3 +367,28 @@ async def test_a_stop_cancels_what_outlives_its_grace(running: Running) -> None:
 
 async def _all(stream: Any) -> list[Any]:
     return [answer async for answer in stream]
+
+
+class Leaving:
+    """A stream whose client leaves while its answer is written."""
+
+    def __init__(self) -> None:
+        self._messages = [request(1).SerializeToString()]
+
+    async def read(self) -> Any:
+        return self._messages.pop() if self._messages else await asyncio.Future()
+
+    async def write(self, answer: bytes) -> None:
+        raise grpc.aio.InternalError("Failed grpc_call_start_batch: 8")
+
+
+class Echo:
+    async def infer(self, asked: Any) -> Any:
+        return pb.ModelInferResponse(id=asked.id)
+
+
+async def test_a_stream_whose_client_leaves_while_an_answer_is_written_is_cancelled_and_no_defect() -> None:
+    streams = Streams(Echo(), 1 << 20, BodyRoom(1 << 20))  # type: ignore[arg-type]
+
+    with pytest.raises(asyncio.CancelledError):
+        await soon(streams.serve(Leaving()))

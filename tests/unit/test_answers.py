@@ -10,7 +10,7 @@ import pytest
 from app.domain.builds import EngineRecord
 from app.domain.errors import InvalidRequest
 from app.domain.tensors import ANY, DType, Signature, TensorSpec
-from app.serving.answers import Ranked, check_by_row, concatenated, top_k
+from app.serving.answers import PREDICTIONS_MAX, Ranked, check_by_row, concatenated, top_k
 from tests.fakes import engine_record
 
 
@@ -82,6 +82,13 @@ def test_scores_that_are_no_numbers_rank_last_and_break_nothing() -> None:
     (row,) = top_k(scores([np.nan, np.inf, 1]), classifier(), 3) or []
 
     assert [item.index for item in row] == [1, 2, 0]
+
+
+def test_more_classes_than_an_answer_may_name_are_refused() -> None:
+    rows = np.zeros((PREDICTIONS_MAX // 2 + 1, 3), np.float32)
+
+    with pytest.raises(InvalidRequest, match=f"{len(rows) * 2} classes, 2 for each of {len(rows)} rows"):
+        top_k({"scores": rows}, classifier(), 2)
 
 
 def test_an_engine_that_is_no_classifier_has_no_ranking() -> None:

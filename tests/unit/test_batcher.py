@@ -204,7 +204,7 @@ async def test_a_full_queue_refuses_at_once_and_serves_what_it_has_accepted() ->
             accepted = [submitted(batcher, number) for number in (1, 2)]
             await asyncio.sleep(0)
 
-            with pytest.raises(QueueFull, match="2 rows wait for this engine, and at most 2 may"):
+            with pytest.raises(QueueFull, match="2 rows wait for this engine, 1 more came, and at most 2 may wait"):
                 await batcher.submit(row(3), 1)
 
         assert [await value(task) for task in accepted] == [2, 4]

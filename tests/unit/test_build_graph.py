@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from app.backends.onnxruntime_models import Limits, opset_of
-from app.build.graph import described_source, make_readable
+from app.build.graph import described_source, make_readable, parsed
 from app.build.tolerances import tolerance_of
 from app.domain.builds import HALF_TOLERANCE, INT8_TOLERANCE, TF32_TOLERANCE, Precision, Tolerance
 from app.domain.errors import DTypeUnsupported, ModelInvalid, OpsetUnsupported
@@ -88,6 +88,15 @@ def test_a_model_without_operators_of_onnx_has_no_opset_to_convert():
     model.opset_import[0].domain = "acme"
 
     assert make_readable(model, NEWEST) == []
+
+
+@pytest.mark.parametrize(("text", "damaged"), [(b"Mul", b"M\xffl"), (b"\x01x", b"\x01\xff"), (b"rows", b"r\xffws")])
+def test_a_name_that_is_no_text_is_refused_as_damage(tmp_path, text, damaged):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(networks.doubled().SerializeToString().replace(text, damaged))
+
+    with pytest.raises(ModelInvalid, match="is not UTF-8"):
+        parsed(path)
 
 
 def test_inputs_that_are_initializers_are_not_inputs():

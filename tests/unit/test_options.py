@@ -69,6 +69,9 @@ def test_no_tactic_source_at_all_is_told_apart_from_the_default(text, sources):
         ("dynamic_batch", "perhaps"),
         ("tolerance", '{"top1": 2}'),
         ("tolerance", '{"sqnr": 2}'),
+        ("preprocess", '{"preset": []}'),
+        ("preprocess", '{"preset": {}}'),
+        ("input_shapes", {"x": [-1, 4]}),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(name, value):

@@ -288,6 +288,8 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_they_are_allocat
         ({"mean": (0.0, 0.0)}, "mean has 2 values; gray has 1"),
         ({"std": (0.0,)}, "must be finite and not 0"),
         ({"scale": float("nan")}, "must be finite and not 0"),
+        ({"scale": 1e39}, "must be finite and not 0, its mean finite, as float32"),
+        ({"std": (1e-40,)}, "must be finite and not 0"),
         ({"crop": 0.0}, "crop is 0.0"),
         ({"pad": 256}, "pad 256"),
         ({"dtype": DType.BOOL}, "dtype is bool"),

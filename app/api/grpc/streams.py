@@ -51,7 +51,11 @@ class Streams:
             reader.cancel()
         try:
             while (turn := await turns.get()) is not None:
-                await context.write(await turn)
+                answer = await turn
+                try:
+                    await context.write(answer)
+                except grpc.aio.InternalError as error:  # its client left at this moment, of which we are yet to hear
+                    raise asyncio.CancelledError from error
                 room.release()
             with suppress(asyncio.CancelledError):
                 await reader
