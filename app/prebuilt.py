@@ -14,22 +14,36 @@ from app.domain.builds import (
     BuildOptions,
     BuiltEngine,
     EngineRecord,
+    ModelFormat,
     Precision,
     Publication,
     checked_name,
     engine_key,
 )
-from app.domain.errors import BuildFailed, EmptyUpload, EngineTooLarge, InvalidOption, ModelRejected
+from app.domain.errors import (
+    BackendMissing,
+    BuildFailed,
+    EmptyUpload,
+    EngineRejected,
+    EngineTooLarge,
+    InvalidOption,
+    ModelRejected,
+)
 from app.domain.preprocess import Preprocess
 from app.storage.artefacts import Draft
 from app.storage.catalogue import Catalogue
 from app.storage.formats import model_format
 from app.storage.jobs import utc_now
+from app.storage.strangers import TENSORRT
 
 _UNVERIFIED = Accuracy((), samples=0, inputs="none", reference="none: uploaded as an engine")
 _HEAD_BYTES = 1 << 20  # the metadata that Ultralytics puts before an engine is far smaller
-_PLAN = b"ptrt"  # how a TensorRT plan begins
 _ORT = b"ORTM"  # at byte 4 of ONNX Runtime's own format
+_TO_BUILD = {
+    ModelFormat.TORCHSCRIPT: "a TorchScript network",
+    ModelFormat.PT2: "a program of torch.export (.pt2)",
+    ModelFormat.ONNX_ARCHIVE: "an archive of an ONNX network",
+}
 
 
 class Prebuilt:
@@ -66,12 +80,13 @@ class Prebuilt:
 
         Raises:
             InvalidName, EmptyUpload, InvalidOption, and what `appraised` raises. Nothing is stored then.
+            EngineRejected: also for a network that has to be built first.
         """
         checked_name(name)
         if draft.size_bytes == 0:
             raise EmptyUpload("The engine file has no bytes.", hint="Check the path after the @ of curl's -F file=@….")
         self._refuse_too_large(name, draft.size_bytes)
-        backend = self._backend(_fitting(draft.path) if options.backend == "auto" else options.backend)
+        backend = self._backend_for(draft.path, options.backend)
         found = appraised(draft.path, backend.name, self._folder, self._timeout_s)
         self._refuse_too_large(name, found.device_bytes)
         built = _described(found, options, backend, draft.size_bytes)
@@ -82,6 +97,18 @@ class Prebuilt:
         key = f"uploaded-{engine_key(blob, options, None, built.facts)}"
         return self._catalogue.add_engine(Publication(name, key, blob, None, None, options, built), utc_now())
 
+    def _backend_for(self, path: Path, asked: str) -> Backend:
+        fitting = _fitting(path)
+        try:
+            return self._backend(fitting if asked == "auto" else asked)
+        except BackendMissing as error:
+            if fitting != "tensorrt" or asked not in ("auto", "tensorrt"):
+                raise
+            raise BackendMissing(
+                f"The file is a TensorRT engine, and this device has no TensorRT. {error.detail}",
+                hint=f"{error.hint}; or send the network that the engine was built from: POST /jobs.",
+            ) from error
+
     def _refuse_too_large(self, name: str, size_bytes: int) -> None:
         if size_bytes > self._budget_bytes:
             raise EngineTooLarge(
@@ -91,17 +118,27 @@ class Prebuilt:
 
 
 def _fitting(path: Path) -> str:
-    """The backend that such a file is for; "auto" where only trying tells."""
+    """The backend that such a file is for; "auto" where only trying tells.
+
+    Raises:
+        EngineRejected: it is a network of a kind that no backend loads.
+    """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if head[4:8] == _ORT:
         return "onnxruntime"
-    if head.startswith(_PLAN) or (head[4:5] == b"{" and head[4 + int.from_bytes(head[:4], "little") :][:4] == _PLAN):
+    metadata_bytes = 4 + int.from_bytes(head[:4], "little") if head[4:5] == b"{" else 0
+    if head.startswith(TENSORRT, metadata_bytes):
         return "tensorrt"
     try:
-        model_format(path)
+        format = model_format(path)
     except ModelRejected:
         return "auto"
+    if format is not ModelFormat.ONNX:
+        raise EngineRejected(
+            f"The file is {_TO_BUILD[format]}, which is no engine yet.",
+            hint="Have one built from it: POST /jobs with -F name=… -F model=@….",
+        )
     return "onnxruntime"
 
 

@@ -35,26 +35,28 @@ class Form:
 
 
 class _TextSink:
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, file_fields: Collection[str]) -> None:
         self._name = name
+        self._file_fields = file_fields
         self._data = bytearray()
 
     def write(self, chunk: bytes) -> None:
         self._data += chunk
         if len(self._data) > FIELD_BYTES_MAX:
-            raise InvalidRequest(
-                f"The field {self._name[:80]!r} is larger than {FIELD_BYTES_MAX >> 20} MiB.",
-                hint="Files go into the fields model and calibration.",
-            )
+            raise self._refused(f"is larger than {FIELD_BYTES_MAX >> 20} MiB")
 
     def text(self) -> str:
         try:
             return self._data.decode()
         except UnicodeDecodeError as error:
-            raise InvalidRequest(
-                f"The field {self._name[:80]!r} is not UTF-8 text.",
-                hint="Files go into the fields model and calibration.",
-            ) from error
+            raise self._refused("is not UTF-8 text") from error
+
+    def _refused(self, why: str) -> InvalidRequest:
+        names = " or ".join(self._file_fields)
+        return InvalidRequest(
+            f"The field {self._name[:80]!r} {why}.",
+            hint=f"Here a file goes into the field {names}: -F {next(iter(self._file_fields))}=@path.",
+        )
 
 
 @asynccontextmanager
@@ -78,7 +80,7 @@ async def received_form(
             if name in texts or name in form.files:
                 raise InvalidRequest(f"The field {name[:80]!r} appears twice.", hint="Send each field once.")
             if name not in file_fields:
-                texts[name] = _TextSink(name)
+                texts[name] = _TextSink(name, file_fields)
                 return texts[name]
             draft = drafts.enter_context(store.draft())
             form.files[name] = ReceivedFile(draft, filename or "")

@@ -20,14 +20,18 @@ SAVE = "torch.jit.save(torch.jit.script(model.eval()), 'model.pt')"
 _KERAS = "keras.saving.load_model('model.keras').export('model.onnx', format='onnx')"
 _IMAGE = "Images go to POST /infer/{name}; a zip of images is sent as -F calibration=@images.zip."
 
+TENSORRT = (b"ftrt", b"ptrt")  # how a TensorRT engine begins
+_NETWORK_OR_ENGINES = (
+    "Send the network that it was built from; the engine itself is for POST /engines of a device with TensorRT."
+)
+
 # First bytes, and what to do instead.
 _KNOWN: tuple[tuple[bytes, str, str], ...] = (
     (b"\xff\xd8\xff", "a JPEG image", _IMAGE),
     (b"\x89PNG", "a PNG image", _IMAGE),
     (b"GIF8", "a GIF image", _IMAGE),
     (b"\x89HDF", "an HDF5 (Keras) file", f"Export it to ONNX where it was trained: {_KERAS}"),
-    (b"ftrt", "a TensorRT engine", "Send the network that it was built from."),
-    (b"ptrt", "a TensorRT engine", "Send the network that it was built from."),
+    *((magic, "a TensorRT engine", _NETWORK_OR_ENGINES) for magic in TENSORRT),
     (b"GGUF", "a GGUF language model", "It holds weights for llama.cpp; send the network as ONNX."),
     (b"\x7fELF", "a compiled library", "Send the network that it was compiled from."),
     (b"BZh", "a bzip2 archive", "Send the file itself, or a zip or tar of it."),

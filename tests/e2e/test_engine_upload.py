@@ -117,7 +117,10 @@ def test_a_raw_body_and_the_runtimes_own_format_are_taken(
         (b"", {}, "empty_upload", ""),
         (networks.custom_operators().SerializeToString(), {}, "engine_rejected", "acme"),
         (networks.external_weights("/etc/passwd").SerializeToString(), {}, "engine_rejected", "other files"),
-        (b"ptrt" + bytes(64), {}, "backend_missing", "TensorRT"),
+        (b"ptrt" + bytes(64), {}, "backend_missing", "is a TensorRT engine, and this device has no TensorRT"),
+        (b"ftrt" + b"\x9f\x03" * 40, {}, "backend_missing", "is a TensorRT engine, and this device has no TensorRT"),
+        ((DIGITS / "digits.torchscript.pt").read_bytes(), {}, "engine_rejected", "a TorchScript network"),
+        ((DIGITS / "digits.pt2").read_bytes(), {"backend": "onnxruntime"}, "engine_rejected", "torch.export"),
         ((20).to_bytes(4, "little") + b'{"stride": 32, "a":1}'[:20] + b"ptrt", {}, "backend_missing", "TensorRT"),
         (MODEL, {"labels": "a,b"}, "invalid_option", "10 classes"),
         (MODEL, {"preprocess": "imagenet"}, "invalid_option", "3 values"),
@@ -130,7 +133,7 @@ def test_a_raw_body_and_the_runtimes_own_format_are_taken(
         (networks.endless_loop().SerializeToString(), {}, "engine_hangs", "6 s"),
         (networks.doubled_with_marker("x" * (9 << 20)).SerializeToString(), {}, "engine_too_large", "8 MiB"),
     ],
-    ids=range(17),
+    ids=range(20),
 )
 def test_what_cannot_be_served_is_refused_with_its_reason_and_leaves_nothing(
     service: Service, client: httpx.Client, engine: bytes, fields: dict[str, str], code: str, told: str
@@ -147,9 +150,21 @@ def test_what_cannot_be_served_is_refused_with_its_reason_and_leaves_nothing(
 
 
 def test_an_upload_without_its_file_names_the_part(client: httpx.Client) -> None:
-    refused = client.post("/engines", files={"engine": MODEL}, data={"name": "x"})
+    refused = client.post("/engines", files={"model": MODEL}, data={"name": "x"})
 
     assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+    assert "'model'" in refused.json()["detail"] and "-F file=@" in refused.json()["hint"]
+
+
+@pytest.mark.parametrize(
+    ("path", "field"), [("/engines", "file"), ("/calibrations", "calibration"), ("/jobs", "model or calibration")]
+)
+def test_a_file_in_another_field_is_answered_with_the_endpoints_own(
+    client: httpx.Client, path: str, field: str
+) -> None:
+    large = client.post(path, files={"archive": bytes(2 << 20)}, data={"name": "x"}).json()
+
+    assert "'archive' is larger than 1 MiB" in large["detail"] and f"the field {field}:" in large["hint"]
 
 
 def test_an_uploaded_engine_that_has_become_stale_says_that_nobody_can_build_it_again(

@@ -151,6 +151,7 @@ def test_a_pickle_is_never_run(tmp_path):
             "load_file('model.safetensors')",
         ),
         (b"ftrt" + bytes(100), "TensorRT engine", "built from"),
+        (b"ptrt" + bytes(100), "TensorRT engine", "POST /engines of a device with TensorRT"),
         (zipped("a/1.png", "a/2.jpg"), "archive of images", "calibration=@"),
         (zipped("a.onnx", "b.onnx"), "2 ONNX files", "one .onnx"),
         (tarred("weights.bin"), "without a network", ".onnx"),
