@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import orjson
@@ -28,6 +29,22 @@ def _json(value: Any) -> Any:
     return value
 
 
+def _precision(value: Any) -> Any:
+    """A precision in any case; UNKNOWN is no wish."""
+    known = [precision.value for precision in Precision if precision is not Precision.UNKNOWN]
+    text = value.lower() if isinstance(value, str) else value
+    if text not in known:
+        raise ValueError(f"should be {', '.join(known[:-1])} or {known[-1]}")
+    return text
+
+
+def _tolerance(value: Any) -> Any:
+    value = _json(value)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError('should be a JSON object as {"sqnr_db": 40, "top1": 0.99}')
+    return value
+
+
 def _shapes(value: Any) -> Any:
     """`name:1x3x224x224,other:1x10`, the name left out for a single input → {name: (1, 3, 224, 224), …}."""
     if not isinstance(value, str):
@@ -38,7 +55,9 @@ def _shapes(value: Any) -> Any:
         if not _SHAPE.fullmatch(text):
             raise ValueError(f"{part[:80]!r} is not a shape; write name:1x3x224x224")
         if name in shapes:
-            raise ValueError(f"the input {name!r} appears twice")
+            raise ValueError(
+                f"the input {name!r} appears twice" if name else "lengths are separated by x, as 1x3x224x224"
+            )
         shapes[name] = tuple(int(length) for length in text.split("x"))
     return shapes
 
@@ -122,7 +141,7 @@ class OptionsSchema(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     backend: str = Field("auto", max_length=32, description="auto, or a backend that GET /device lists")
-    precision: Precision = Field(
+    precision: Annotated[Precision, BeforeValidator(_precision)] = Field(
         Precision.FP32, description="auto builds all that are possible and publishes the fastest that stays accurate"
     )
     input_shapes: Shapes = Field(default_factory=dict, description="name:1x3x224x224,other:1x10 as in trtexec")
@@ -137,7 +156,7 @@ class OptionsSchema(BaseModel):
         max_length=100_000,
         description="class names: a JSON list, or separated by commas or lines",
     )
-    tolerance: Annotated[ToleranceSchema | None, BeforeValidator(_json)] = Field(
+    tolerance: Annotated[ToleranceSchema | None, BeforeValidator(_tolerance)] = Field(
         None, description='how far from the model, as {"sqnr_db": 40, "top1": 0.99}; what is left out keeps its default'
     )
     simplify: bool = Field(True, description="simplify the graph first; its failure is a warning")
@@ -197,10 +216,30 @@ def build_options(fields: Mapping[str, Any]) -> BuildOptions:
         merged = {**_object(together), **given}
         return OptionsSchema.model_validate(merged).to_domain()
     except ValidationError as error:
-        known = ", ".join(OptionsSchema.model_fields)
-        raise InvalidOption(
-            described(error.errors()), hint=f"The options are: {known}; /docs describes them."
-        ) from error
+        raise _refused(error.errors()) from error
+
+
+_GROUPS: dict[tuple[str, ...], type[BaseModel]] = {
+    (): OptionsSchema,
+    ("preprocess",): PreprocessSchema,
+    ("tolerance",): ToleranceSchema,
+}
+
+
+def _refused(found: Sequence[Any]) -> InvalidOption:
+    """The refusal of what a validator found; unknown names first, with those that there are."""
+    unknown = next((item["loc"] for item in found if item["type"] == "extra_forbidden"), None)
+    if unknown is None:
+        names = ", ".join(dict.fromkeys(str(item["loc"][0]) for item in found))
+        return InvalidOption(described(found), hint=f"/docs describes {names}.")
+    group, name = unknown[:-1], str(unknown[-1])
+    known = list(_GROUPS[group].model_fields)
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    kind = f"fields of {group[0]}" if group else "options"
+    return InvalidOption(
+        f"There is no option {'.'.join((*group, name))[:80]!r}" + (f"; did you mean {near[0]}?" if near else "."),
+        hint=f"The {kind} are: {', '.join(known)}; /docs describes them.",
+    )
 
 
 def _object(text: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from app.logs import request_id
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+_VALUE_CHARS = 80  # of a refused value, in the answer
 CLIENT_CLOSED = 499  # nobody reads it: the connection has gone
 
 STATUS: dict[type[errors.ServiceError], int] = {
@@ -101,12 +102,31 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 
 def described(found: Any) -> str:
-    """What a validator found, one line: `limit: Input should be less than or equal to 500; …`."""
+    """What a validator found, one line: `limit: Input should be less than or equal to 500, not '501'; …`."""
     parts = []
     for item in found[:5]:
         place = ".".join(str(step) for step in item["loc"] if step not in ("query", "path", "body", "header"))
-        parts.append(f"{place}: {item['msg']}" if place else str(item["msg"]))
+        words = f"{_words(item)}{_value(item)}"
+        parts.append(f"{place}: {words}" if place else words)
     return "; ".join(parts) + "."
+
+
+def _words(item: Any) -> str:
+    """The validator's words, where those are not about its own classes."""
+    if item["type"] == "extra_forbidden":
+        return "there is no such field"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return "Input should be a JSON object"
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
+def _value(item: Any) -> str:
+    """The value that was refused, unless the words show it or it is the whole body."""
+    value = item.get("input")
+    if item["type"] == "extra_forbidden" or not isinstance(value, (str, int, float)):
+        return ""
+    shown = repr(value[:_VALUE_CHARS]) if isinstance(value, str) else repr(value)[:_VALUE_CHARS]
+    return "" if shown in item["msg"] else f", not {shown}"
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
