@@ -29,6 +29,7 @@ from app.domain.errors import (
     InvalidOption,
     ModelRejected,
 )
+from app.domain.file_names import AT_MISSING, is_file_name
 from app.domain.preprocess import Preprocess
 from app.storage.artefacts import Draft
 from app.storage.catalogue import Catalogue
@@ -121,7 +122,7 @@ def _fitting(path: Path) -> str:
     """The backend that such a file is for; "auto" where only trying tells.
 
     Raises:
-        EngineRejected: it is a network of a kind that no backend loads.
+        EngineRejected: it is a network of a kind that no backend loads, or a file's name.
     """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -133,6 +134,8 @@ def _fitting(path: Path) -> str:
     try:
         format = model_format(path)
     except ModelRejected:
+        if is_file_name(head):
+            raise EngineRejected("The engine file is a file's name, not the file.", hint=AT_MISSING) from None
         return "auto"
     if format is not ModelFormat.ONNX:
         raise EngineRejected(

@@ -33,6 +33,7 @@ from app.api.body_room import HeldBodies
 from app.api.document import DocumentedApp
 from app.api.events import Changes
 from app.api.observed import Observed, RequestCounts
+from app.api.queries import KNOWN_ONLY
 from app.api.services import Services
 from app.api.shortcut import Shortcut
 from app.api.unchanged import Tags, Unchanged
@@ -84,7 +85,8 @@ def create_app(services: Services) -> FastAPI:
     # Added last, so outermost: what other layers answer is counted as well.
     app.add_middleware(Observed, counts=app.state.requests, is_logged=services.settings.log_requests)
     problems.install(app)
-    stored = (jobs, models, calibrations, previews, engines, engine_uploads)
-    for part in (*stored, infer, device, metrics, status, feed, upkeep, v2, audit):
+    for part in (jobs, models, calibrations, previews, engines, infer, status, feed, upkeep, audit):
+        app.include_router(part.router, dependencies=[KNOWN_ONLY])
+    for part in (engine_uploads, device, metrics, v2):  # fields in the query, monitors that add their own, a protocol
         app.include_router(part.router)
     return app

@@ -12,7 +12,7 @@ from app.api import openapi
 from app.api.responses import json_response, paged, tagged_by_content
 from app.api.schemas import CalibrationSchema
 from app.api.services import Wired
-from app.api.uploads import received_file
+from app.api.uploads import Filename, received_file
 
 router = APIRouter(tags=["calibrations"])
 
@@ -23,9 +23,10 @@ class CalibrationPage(BaseModel):
 
 
 @router.post("/calibrations", status_code=201, response_model=CalibrationSchema, openapi_extra=openapi.CALIBRATION_BODY)
-async def upload_calibration(request: Request, wired: Wired) -> Response:
+async def upload_calibration(request: Request, wired: Wired, filename: Filename = "") -> Response:
     """Store a zip of samples: a multipart part `calibration`, or the raw body. The same bytes twice are one."""
-    async with received_file(request, wired.store, "calibration", wired.settings.max_upload_mib << 20) as file:
+    limit_bytes = wired.settings.max_upload_mib << 20
+    async with received_file(request, wired.store, "calibration", limit_bytes, filename) as file:
         calibration = await run_in_threadpool(wired.intake.receive_calibration, file.draft, file.name)
     return json_response(
         CalibrationSchema.from_domain(calibration),

@@ -12,7 +12,7 @@ from app.api import openapi
 from app.api.responses import json_response, paged, tagged_by_content
 from app.api.schemas import InspectedModelSchema, ModelSchema
 from app.api.services import Services, Wired
-from app.api.uploads import received_file
+from app.api.uploads import Filename, received_file
 from app.domain.builds import SourceModel
 
 router = APIRouter(tags=["models"])
@@ -27,13 +27,13 @@ class ModelPage(BaseModel):
 
 
 @router.post("/models", status_code=201, response_model=InspectedModelSchema, openapi_extra=openapi.MODEL_BODY)
-async def upload_model(request: Request, wired: Wired, wait: Wait = _WAIT_S) -> Response:
+async def upload_model(request: Request, wired: Wired, wait: Wait = _WAIT_S, filename: Filename = "") -> Response:
     """Store a network: a multipart part `model`, or the raw body. The same bytes twice are one model.
 
     It is looked into at once, in a process of its own: the answer tells inputs, outputs, operators and what a backend
     lacks of it, or the failure that a build would meet. A network that fails is stored all the same.
     """
-    async with received_file(request, wired.store, "model", wired.settings.max_upload_mib << 20) as file:
+    async with received_file(request, wired.store, "model", wired.settings.max_upload_mib << 20, filename) as file:
         model = await run_in_threadpool(wired.intake.receive_model, file.draft, file.name)
     body = await _inspected(wired, model, wait)
     return json_response(body, status=201, headers={"Location": f"/models/{model.digest}"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from app.api.names import no_such
 from app.api.problems import described
 from app.domain.builds import Builder, BuildOptions, Int8Method, Precision, Ranging
 from app.domain.errors import InvalidOption
@@ -234,10 +234,9 @@ def _refused(found: Sequence[Any]) -> InvalidOption:
         return InvalidOption(described(found), hint=f"/docs describes {names}.")
     group, name = unknown[:-1], str(unknown[-1])
     known = list(_GROUPS[group].model_fields)
-    near = difflib.get_close_matches(name.lower(), known, n=1)
     kind = f"fields of {group[0]}" if group else "options"
     return InvalidOption(
-        f"There is no option {'.'.join((*group, name))[:80]!r}" + (f"; did you mean {near[0]}?" if near else "."),
+        no_such(f"field of {group[0]}" if group else "option", name, known),
         hint=f"The {kind} are: {', '.join(known)}; /docs describes them.",
     )
 

@@ -142,10 +142,11 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     detail = (
         f"{request.method} is not possible at {request.url.path[:200]}." if code == "method_not_allowed" else phrase
     )
-    headers = dict(error.headers or {})
+    headers, hint = dict(error.headers or {}), "/docs lists what there is."
     if error.status_code == 405 and (methods := methods_at(request.url.path)):
         headers["Allow"] = ", ".join(methods)  # the router names those of the first route only
-    return problem(error.status_code, code, phrase, detail, "/docs lists what there is.", headers)
+        hint = f"It takes {headers['Allow']}; {hint}"
+    return problem(error.status_code, code, phrase, detail, hint, headers)
 
 
 async def _client_gone(request: Request, error: Exception) -> Response:

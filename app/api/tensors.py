@@ -17,6 +17,7 @@ from app.domain.errors import InvalidRequest, InvalidShape, TensorRejected
 from app.domain.tensors import ANY, DType, Shape, Signature, Tensor, Tensors, TensorSpec, described, shape_text
 
 JSON_BYTES_MAX = 64 << 20  # as Triton's: JSON takes many times its size once parsed
+_NOT_FINITE = re.compile(rb"NaN|Infinity")
 _RANK_MAX = 32  # numpy's own limit
 JSON_GROWTH = 8  # bytes that parsed JSON takes for each of its own, about; lists of nothing take more
 _JSON_TYPES = {bool, int, float, list}  # no texts: numpy would make every one as long as the longest
@@ -59,9 +60,9 @@ def from_json(body: bytes | memoryview, signature: Signature) -> Tensors:
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(
-            f"The body is not JSON: {error}.", hint="NaN and Infinity have no form in JSON; send npy or npz instead."
-        ) from error
+        usual = 'Send {"inputs": {"name": [[…]]}}, or {"inputs": [[…]]}.'
+        hint = "NaN and Infinity have no form in JSON; send npy or npz instead." if _NOT_FINITE.search(body) else usual
+        raise InvalidRequest(f"The body is not JSON: {error}.", hint=hint) from error
     if not isinstance(parsed, dict) or "inputs" not in parsed:
         raise InvalidRequest(
             "The JSON body has no inputs.", hint='Send {"inputs": {"name": [[…]]}}, or {"inputs": [[…]]}.'

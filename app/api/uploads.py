@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Annotated
 from urllib.parse import parse_qsl
 
+from fastapi import Query
 from starlette.requests import Request
 
 from app.api.multipart import Sink, media_type, pieces, read_body, read_multipart
@@ -16,6 +18,7 @@ from app.storage.artefacts import ArtefactStore, Draft
 
 URLENCODED = "application/x-www-form-urlencoded"
 FIELD_BYTES_MAX = 1 << 20  # of one text field: labels of 100,000 classes fit
+Filename = Annotated[str, Query(description="what a raw body is called where it is listed")]
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,9 @@ def _pairs(body: bytes) -> dict[str, str]:
 
 @asynccontextmanager
 async def received_file(
-    request: Request, store: ArtefactStore, name: str, limit_bytes: int
+    request: Request, store: ArtefactStore, name: str, limit_bytes: int, filename: str = ""
 ) -> AsyncIterator[ReceivedFile]:
-    """Receive one file: the part `name` of a multipart body, or the whole raw body (its name from `?filename=`)."""
+    """Receive one file: the part `name` of a multipart body, or the whole raw body, called `filename`."""
     if media_type(request) == "multipart/form-data":
         async with received_form(request, store, {name}, limit_bytes) as form:
             if name not in form.files:
@@ -115,7 +118,7 @@ async def received_file(
     with store.draft() as draft:
         async for piece in pieces(request, limit_bytes, lambda: upload_too_large(limit_bytes)):
             await asyncio.to_thread(draft.write, piece)
-        yield ReceivedFile(draft, request.query_params.get("filename", ""))
+        yield ReceivedFile(draft, filename)
 
 
 def upload_too_large(limit_bytes: int) -> UploadTooLarge:

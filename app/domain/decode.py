@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from app import IMAGE_PIXELS_MAX
 from app.domain.errors import ImageRejected
+from app.domain.file_names import AT_MISSING, is_file_name
 
 Image = NDArray[np.uint8]  # (height, width, 3), B, G, R as OpenCV decodes it, or (height, width) when grey
 
@@ -42,10 +43,19 @@ def decoded(data: bytes | memoryview, *, is_gray: bool, denominator: int = 1) ->
                 "The image has too many pixels or is damaged.", hint="Send an image of at most 100 megapixels."
             ) from error
     if image is None:
-        raise ImageRejected(
-            f"The {len(data)} bytes are not an image that can be decoded.", hint="Send a jpeg, png, bmp or webp file."
-        )
+        raise _refused(data)
     return np.asarray(image, dtype=np.uint8)
+
+
+def _refused(data: bytes | memoryview) -> ImageRejected:
+    if not len(data):
+        return ImageRejected(
+            "The image has no bytes.", hint="Check the path after the @ of curl's --data-binary @… or -F image=@…."
+        )
+    return ImageRejected(
+        f"The {len(data)} bytes are not an image that can be decoded.",
+        hint=AT_MISSING if is_file_name(data) else "Send a jpeg, png, bmp or webp file.",
+    )
 
 
 def jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:

@@ -74,11 +74,12 @@ class Preprocess:
                 f"The recipe's size is {self.width}×{self.height} pixels.",
                 hint="Give a width and height from 1 to 16384.",
             )
+        wanted = "1 value" if self.channels == 1 else f"1 or {self.channels} values"
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise InvalidOption(
-                    f"The recipe's {name} has {len(values)} values; {self.color.value} has {self.channels} channels.",
-                    hint=f"Give 1 or {self.channels} values.",
+                    f"The recipe's {name} has {len(values)} values; {self.color.value} takes {wanted}.",
+                    hint=f"Give {wanted}.",
                 )
         if not self.dtype.is_float and self.dtype not in INTEGERS:
             raise InvalidOption(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from app.domain.errors import ArchiveRejected
+from app.domain.file_names import AT_MISSING, is_file_name
 
 CHUNK_BYTES = 1 << 16
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})  # suffixes of files that are decoded as images
@@ -136,7 +137,8 @@ def _directory(file: BinaryIO) -> tuple[int, int]:
     if not (tail[found:].startswith(b"PK\x05\x06") and tail.endswith(b"\0\0")):  # that is: unless without a comment
         found = tail.rfind(b"PK\x05\x06")
     if found < 0 or len(tail) - found < END.size:
-        raise ArchiveRejected("The upload is not a zip archive.", hint="Send a zip of images, as `zip -r` makes it.")
+        file.seek(0)
+        raise _without_directory(file.read(HEADER.size), tail)
     size_bytes: int = END.unpack_from(tail, found)[5]
     end = tail_at + found
     file.seek(max(0, end - LOCATOR64.size - END64.size))
@@ -147,6 +149,16 @@ def _directory(file: BinaryIO) -> tuple[int, int]:
         end -= len(extended)
         size_bytes = END64.unpack_from(extended)[8]
     return end, size_bytes
+
+
+def _without_directory(head: bytes, tail: bytes) -> ArchiveRejected:
+    if head.startswith(b"PK\x03\x04"):
+        return ArchiveRejected(
+            "The archive is cut off: its table of contents, which comes last, is missing.",
+            hint="Copy or send it again, and compare the file sizes.",
+        )
+    usual = "Send a zip of images, as `zip -r` makes it."
+    return ArchiveRejected("The upload is not a zip archive.", hint=AT_MISSING if is_file_name(tail) else usual)
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo], packed_bytes: int, limits: ArchiveLimits) -> None:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 from sqlalchemy.dialects import sqlite
 
-from app.domain.builds import (
-    CalibrationSet,
-    Digest,
-    EngineRecord,
-    Publication,
-    SourceModel,
-    parsed_ref,
-)
-from app.domain.errors import (
-    CalibrationNotFound,
-    EngineNotFound,
-    InUse,
-    InvalidRequest,
-    ModelNotFound,
-    NotFound,
-)
+from app.domain.builds import CalibrationSet, Digest, EngineRecord, Publication, SourceModel, parsed_ref
+from app.domain.errors import CalibrationNotFound, EngineNotFound, InUse, InvalidRequest, ModelNotFound, NotFound
 from app.domain.jobs import JobState
 from app.storage.database import Database
 from app.storage.history import raise_revision
@@ -31,6 +18,7 @@ from app.storage.tables import as_domain, calibrations, engine_names, engines, j
 
 Upload = TypeVar("Upload", bound=SourceModel | CalibrationSet)
 UNFINISHED = [state for state in JobState if not state.is_final]
+_REFS_MAX = 10  # engines named in a refusal
 
 
 class Catalogue:
@@ -257,17 +245,22 @@ class _Uploads(Generic[Upload]):
         return as_domain(self._kind, row)
 
     def _check_unused(self, connection: Connection, digest: str) -> None:
-        built = select(engines.c.name, engines.c.version).where(engines.c[self._column] == digest).limit(1)
-        engine = connection.execute(built).one_or_none()
-        if engine is not None:
-            raise InUse(
-                f"The engine {engine.name}:{engine.version} was built from this {self._column}.",
-                hint="Delete the engine first.",
-            )
+        built = select(engines.c.name, engines.c.version).where(engines.c[self._column] == digest)
+        refs = [f"{engine.name}:{engine.version}" for engine in connection.execute(built.order_by(engines.c.seq))]
+        if refs:
+            raise _built_from(self._column, refs)
         waiting = select(jobs.c.id).where(jobs.c.state.in_(UNFINISHED), jobs.c[self._column] == digest).limit(1)
         job = connection.scalar(waiting)
         if job is not None:
             raise InUse(f"The job {job} needs this {self._column}.", hint="Cancel the job, or wait for its end.")
+
+
+def _built_from(what: str, refs: Sequence[str]) -> InUse:
+    if len(refs) == 1:
+        return InUse(f"The engine {refs[0]} was built from this {what}.", hint="Delete the engine first.")
+    more = f" and {len(refs) - _REFS_MAX} more" if len(refs) > _REFS_MAX else ""
+    named = ", ".join(refs[:_REFS_MAX])
+    return InUse(f"{len(refs)} engines were built from this {what}: {named}{more}.", hint="Delete these engines first.")
 
 
 def _engine(connection: Connection, name: str, version: int | None) -> EngineRecord:

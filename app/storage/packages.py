@@ -58,7 +58,8 @@ def zip_format(path: Path) -> ModelFormat:
             return _format_of(archive)
     except ArchiveRejected as error:
         raise ModelRejected(
-            f"The model file is a zip archive that cannot be read. {error.detail}", hint=_DAMAGED
+            f"The model file is a zip archive that cannot be read: {error.detail[:1].lower()}{error.detail[1:]}",
+            hint=_DAMAGED,
         ) from error
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, zlib.error, EOFError) as error:
         raise ModelRejected("The model file is a zip archive that is damaged.", hint=_DAMAGED) from error

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import BinaryIO
 
 from app.domain.errors import ModelRejected
+from app.domain.file_names import AT_MISSING, is_file_name
 
 _PICKLE_BYTES_MAX = 16 << 20  # read of a pickle to see what is in it
 _STEPS_MAX = 500_000  # instructions of a pickle that are looked at
@@ -75,10 +76,7 @@ def refuse_known(file: BinaryIO, head: bytes, size_bytes: int) -> None:
         file.seek(0)
         is_torch = head.startswith(b"\x80\x02\x8a\x0a\x6c\xfc")  # the number that torch.save once began with
         raise pickle_rejected(io.BytesIO(file.read(_PICKLE_BYTES_MAX)), skipped=3 if is_torch else 0)
-    if _is_text(head):
-        raise rejected(
-            "text", "Check the path after the @ of curl's -F model=@…: this may be an error page or a script."
-        )
+    _refuse_text(head)
 
 
 def pickle_rejected(content: io.BytesIO, skipped: int = 0) -> ModelRejected:
@@ -134,6 +132,15 @@ def _is_safetensors(head: bytes, size_bytes: int) -> bool:
     """Eight bytes that say how long the JSON after them is."""
     length = int.from_bytes(head[:8], "little")
     return head[8:9] == b"{" and 2 <= length <= size_bytes - 8
+
+
+def _refuse_text(head: bytes) -> None:
+    if is_file_name(head):
+        raise rejected("a file's name, not the file", AT_MISSING)
+    if _is_text(head):
+        raise rejected(
+            "text", "Check the path after the @ of curl's -F model=@…: this may be an error page or a script."
+        )
 
 
 def _is_text(head: bytes) -> bool:

@@ -92,11 +92,12 @@ def test_300_mb_of_text_are_refused_and_not_stored(service: Service, client: htt
     [
         (b"", "empty_upload"),
         (b"no zip at all", "archive_rejected"),
+        (b"images.zip", "archive_rejected"),
         (bomb(), "archive_rejected"),
         (climbing_zip(), "archive_rejected"),
         (bomb()[:-100], "archive_rejected"),
     ],
-    ids=["empty", "text", "bomb", "climbing", "truncated"],
+    ids=["empty", "text", "name", "bomb", "climbing", "truncated"],
 )
 def test_a_bad_archive_is_refused_and_its_model_not_stored_either(
     service: Service, client: httpx.Client, archive: bytes, code: str
@@ -327,6 +328,9 @@ def test_a_body_over_the_limit_is_refused(client: httpx.Client, digits: dict[str
         ("GET", "/jobs?limit=99999", 422, "invalid_request"),
         ("GET", "/jobs?state=odd", 422, "invalid_request"),
         ("GET", "/jobs?after=nope", 422, "invalid_request"),
+        ("GET", "/jobs?status=failed", 422, "invalid_request"),
+        ("DELETE", "/models/nope?force=true", 422, "invalid_request"),
+        ("POST", "/infer/none?topk=1", 422, "invalid_request"),
         ("GET", "/engines/none", 404, "engine_not_found"),
         ("GET", "/engines/none:1", 404, "engine_not_found"),
         ("GET", "/engines/none:x", 422, "invalid_name"),
@@ -343,6 +347,37 @@ def test_an_address_that_leads_nowhere_is_a_problem_with_a_hint(
     client: httpx.Client, method: str, path: str, status: int, code: str
 ) -> None:
     refused(client.request(method, path), status, code)
+
+
+def test_a_query_parameter_that_a_route_does_not_have_is_refused_with_those_it_has(
+    client: httpx.Client, digits: dict[str, Any]
+) -> None:
+    image = {"content": PNG, "headers": {"Content-Type": "image/png"}}
+
+    loaded = refused(client.post("/engines/digits/load?keep_alive=60"), 422, "invalid_request")
+    inferred = refused(client.post("/infer/digits?topk=1", **image), 422, "invalid_request")
+
+    assert loaded["detail"] == "There is no query parameter 'keep_alive'; did you mean keep_alive_s?"
+    assert inferred["hint"] == "POST /infer/{ref} takes top, outputs, shape; /docs describes them."
+    other = networks.doubled_with_marker("query").SerializeToString()
+    assert client.post("/models?filename=other.onnx", content=other).json()["name"] == "other.onnx"
+    assert client.get("/healthz?from=balancer").status_code == 200
+
+
+def test_a_method_that_an_address_does_not_take_is_answered_with_those_it_takes(client: httpx.Client) -> None:
+    body = refused(client.put("/jobs"), 405, "method_not_allowed")
+
+    assert body["hint"].startswith("It takes GET, POST;")
+
+
+def test_json_is_only_told_of_nan_where_it_holds_one(client: httpx.Client, digits: dict[str, Any]) -> None:
+    bad, nan = (
+        client.post("/infer/digits", content=text, headers={"Content-Type": "application/json"})
+        for text in ("{bad", '{"inputs": [NaN]}')
+    )
+
+    assert "NaN" not in refused(bad, 422, "invalid_request")["hint"]
+    assert "NaN" in refused(nan, 422, "invalid_request")["hint"]
 
 
 def test_a_request_without_a_model_says_what_is_missing(client: httpx.Client) -> None:

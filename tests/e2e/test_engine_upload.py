@@ -115,6 +115,7 @@ def test_a_raw_body_and_the_runtimes_own_format_are_taken(
         (b"not an engine at all", {}, "engine_rejected", "cannot be read as ONNX"),
         (MODEL[: len(MODEL) // 2], {}, "engine_rejected", ""),
         (b"", {}, "empty_upload", ""),
+        (b"yolo.engine", {}, "engine_rejected", "a file's name"),
         (networks.custom_operators().SerializeToString(), {}, "engine_rejected", "acme"),
         (networks.external_weights("/etc/passwd").SerializeToString(), {}, "engine_rejected", "other files"),
         (b"ptrt" + bytes(64), {}, "backend_missing", "is a TensorRT engine, and this device has no TensorRT"),
@@ -133,7 +134,7 @@ def test_a_raw_body_and_the_runtimes_own_format_are_taken(
         (networks.endless_loop().SerializeToString(), {}, "engine_hangs", "6 s"),
         (networks.doubled_with_marker("x" * (9 << 20)).SerializeToString(), {}, "engine_too_large", "8 MiB"),
     ],
-    ids=range(20),
+    ids=range(21),
 )
 def test_what_cannot_be_served_is_refused_with_its_reason_and_leaves_nothing(
     service: Service, client: httpx.Client, engine: bytes, fields: dict[str, str], code: str, told: str

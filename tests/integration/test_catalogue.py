@@ -112,6 +112,15 @@ def test_samples_that_an_engine_was_calibrated_with_cannot_be_deleted(catalogue,
         catalogue.delete_calibration(samples.digest)
 
 
+def test_all_engines_that_keep_a_model_are_named(catalogue, published):
+    engine = published(publication())
+    for number in range(11):
+        published(publication(name="copy", key=f"key-{number}"))
+
+    with pytest.raises(InUse, match=r"12 engines were built from this model: digits:1, copy:1, .*, copy:9 and 2 more"):
+        catalogue.delete_model(engine.model)
+
+
 def test_samples_that_a_waiting_job_needs_cannot_be_deleted(catalogue, queue):
     model, samples = catalogue.add_model(source_model()), catalogue.add_calibration(calibration_set())
     job = queue.add("digits", model.digest, samples.digest, BuildOptions())

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from app.domain.decode import Image, decoded, jpeg_size
+from app.domain.errors import ImageRejected
 from app.domain.preprocess import Color, Interpolation, Preprocess, Resize, denominator_of, framed
 from tests.samples import photograph, shrunk_by_pillow
 
+PUT_AT = "With curl, put @ before the file's name."
 NEAR_DB = 36  # a cut that is a pixel off leaves 16 to 21
 
 
@@ -24,6 +26,21 @@ def turned(data: bytes, orientation: int = 6) -> bytes:
     """The jpeg with an EXIF head that has it turned."""
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0) + b"\0\0\0\0"
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:]
+
+
+@pytest.mark.parametrize(
+    ("data", "detail", "hint"),
+    [
+        (b"", "no bytes", "curl's --data-binary @… or -F image=@…"),
+        (b"photos/cat.jpg", "14 bytes are not an image", PUT_AT),
+        (b"no name at all", "14 bytes are not an image", "Send a jpeg"),
+    ],
+)
+def test_what_is_no_image_is_refused_with_what_to_do(data: bytes, detail: str, hint: str) -> None:
+    with pytest.raises(ImageRejected) as refused:
+        decoded(data, is_gray=False)
+
+    assert detail in refused.value.detail and hint in refused.value.hint
 
 
 def recipe(width: int, height: int, **changes: Any) -> Preprocess:

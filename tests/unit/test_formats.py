@@ -157,6 +157,8 @@ def test_a_pickle_is_never_run(tmp_path):
         (tarred("weights.bin"), "without a network", ".onnx"),
         (b"\xff\xd8\xff\xe0" + bytes(100), "JPEG", "/infer/"),
         (b"RIFF\x00\x00\x00\x00WEBPVP8 " + bytes(100), "WebP", "/infer/"),
+        (b"a.onnx", "a file's name", "put @ before"),
+        (b"models/my net v2.torchscript.pt\n", "a file's name", "put @ before"),
         (b"<!DOCTYPE html><html>Not found</html>", "text", "error page"),
         (b"\x1f\x8b\x08" + bytes(100), "gzip", "again"),
     ],
@@ -170,7 +172,9 @@ def test_a_foreign_file_is_named_and_answered_with_what_makes_the_right_one(cont
 def test_a_zip_that_is_cut_off_is_refused_as_damaged(tmp_path):
     whole = (EXAMPLE / "digits.torchscript.pt").read_bytes()
 
-    assert "zip archive that cannot be read" in refusal(whole[:-500], tmp_path)
+    words = refusal(whole[:-500], tmp_path)
+
+    assert "zip archive that cannot be read: the archive is cut off" in words and "not a zip" not in words
 
 
 def test_a_tar_that_is_cut_off_is_refused_as_damaged(tmp_path):

@@ -105,7 +105,7 @@ def test_a_refused_value_is_shown_with_the_form_that_is_wanted(name, value, told
         ({"colour": "x", "opset": "99"}, "There is no option 'colour'.", "timeout_s; /docs describes them."),
         (
             {"tolerance": '{"sqnr": 2}'},
-            "There is no option 'tolerance.sqnr'; did you mean sqnr_db?",
+            "There is no field of tolerance 'sqnr'; did you mean sqnr_db?",
             "The fields of tolerance are: sqnr_db, cosine, ",
         ),
     ],

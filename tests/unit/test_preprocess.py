@@ -247,7 +247,6 @@ def test_a_photo_is_turned_upright_as_its_exif_says() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "The 0 bytes are not an image"),
         (b"Dear Sir or Madam", "The 17 bytes are not an image"),
         (encoded(np.zeros((64, 64)), ".jpg")[:100], "The 100 bytes are not an image"),
         (encoded(np.zeros((64, 64)))[:-30], "are not an image"),
@@ -285,7 +284,7 @@ def test_an_image_that_claims_too_many_pixels_is_refused_before_they_are_allocat
     ("changes", "message"),
     [
         ({"width": 0}, "size is 0×4"),
-        ({"mean": (0.0, 0.0)}, "mean has 2 values; gray has 1"),
+        ({"mean": (0.0, 0.0)}, r"mean has 2 values; gray takes 1 value\."),
         ({"std": (0.0,)}, "must be finite and not 0"),
         ({"scale": float("nan")}, "must be finite and not 0"),
         ({"scale": 1e39}, "must be finite and not 0, its mean finite, as float32"),
