@@ -43,7 +43,7 @@ def _rules(roles: frozenset[Role], *requests: str, changes: bool = False, upload
 
 RULES: tuple[Rule, ...] = (
     *_rules(OPEN, "GET /healthz", "GET /readyz", "GET /v2/health/live", "GET /v2/health/ready"),
-    *_rules(OPEN, "GET /docs", "GET /docs/oauth2-redirect", "GET /redoc", "GET /openapi.json"),
+    *_rules(OPEN, "GET /docs", "GET /docs/errors", "GET /docs/oauth2-redirect", "GET /redoc", "GET /openapi.json"),
     *_rules(OPEN, "GET /", "GET /static/{rest:path}"),  # the dashboard's own files hold no data
     *_rules(LOOK, "GET /device", "GET /engines", "GET /engines/{ref}"),
     *_rules(LOOK, "GET /v2", "GET /v2/models/stats", "POST /v2/repository/index"),

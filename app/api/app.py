@@ -17,6 +17,7 @@ from app.api import (
     device,
     engine_uploads,
     engines,
+    error_page,
     feed,
     infer,
     jobs,
@@ -87,6 +88,7 @@ def create_app(services: Services) -> FastAPI:
     problems.install(app)
     for part in (jobs, models, calibrations, previews, engines, infer, status, feed, upkeep, audit):
         app.include_router(part.router, dependencies=[KNOWN_ONLY])
-    for part in (engine_uploads, device, metrics, v2):  # fields in the query, monitors that add their own, a protocol
+    # Fields that are sent in the query; what monitors add to; a protocol of others.
+    for part in (engine_uploads, device, error_page, metrics, v2):
         app.include_router(part.router)
     return app

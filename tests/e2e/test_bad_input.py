@@ -364,6 +364,15 @@ def test_a_query_parameter_that_a_route_does_not_have_is_refused_with_those_it_h
     assert client.get("/healthz?from=balancer").status_code == 200
 
 
+def test_the_type_of_a_problem_leads_to_its_paragraph(client: httpx.Client) -> None:
+    page, _, code = refused(client.get("/jobs/nope"), 404, "job_not_found")["type"].partition("#")
+
+    shown = client.get(page)
+
+    assert (shown.status_code, shown.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert f'<h3 id="{code}">' in shown.text and "<script" not in shown.text
+
+
 def test_a_method_that_an_address_does_not_take_is_answered_with_those_it_takes(client: httpx.Client) -> None:
     body = refused(client.put("/jobs"), 405, "method_not_allowed")
 

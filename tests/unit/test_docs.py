@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from app.api import error_page
 from app.api.options import OptionsSchema
 from app.domain import errors
 from app.domain.preprocess import PRESETS, Preprocess
@@ -50,6 +51,15 @@ def test_every_error_has_a_paragraph(code: str) -> None:
     found = re.search(rf"^### {code}\n\n(.+?)(?=\n#|\Z)", text, re.M | re.S)
 
     assert found is not None and len(found.group(1).strip()) > 40
+
+
+def test_the_type_of_every_problem_is_an_anchor_of_the_page_that_is_served() -> None:
+    page = error_page.page_of((DOCS / "errors.md").read_text())
+
+    anchors = re.findall(r'<h3 id="([a-z0-9_]+)">', page)
+    assert set(anchors) >= {leaf.code for leaf in leaves()} | {"internal_error", "method_not_allowed", "http_error"}
+    assert "<code>POST /jobs</code>" in page and "<pre><code>{&quot;type&quot;:" in page
+    assert [line for line in page.splitlines() if "`" in line or line.startswith("#") or "](" in line] == []
 
 
 def test_no_error_is_described_that_does_not_exist() -> None:

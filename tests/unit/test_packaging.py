@@ -15,6 +15,8 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from app.api.error_page import SOURCE
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -131,6 +133,12 @@ def test_everything_that_the_image_copies_is_let_through_and_is_there() -> None:
     assert copied
     assert set(copied) <= allowed
     assert [path for path in allowed if not (ROOT / path).exists()] == []
+
+
+def test_what_the_program_reads_from_its_source_goes_with_it() -> None:
+    for recipe in ("Dockerfile.l4t", "scripts/install-jetson"):
+        text = (ROOT / recipe).read_text()
+        assert "alembic" in text and str(SOURCE.relative_to(ROOT)) in text, recipe
 
 
 def test_the_jetson_lock_contradicts_no_other() -> None:
