@@ -18,6 +18,8 @@ cv2.setNumThreads(1)
 
 _GRAY = {1: cv2.IMREAD_GRAYSCALE, **{n: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{n}") for n in (2, 4, 8)}}
 _COLOR = {1: cv2.IMREAD_COLOR, **{n: getattr(cv2, f"IMREAD_REDUCED_COLOR_{n}") for n in (2, 4, 8)}}
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM")
+_HEAD_BYTES = 12  # as many as tell a webp
 _SIZED = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of frames, which begin with their size
 _BARE = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a segment
 
@@ -35,7 +37,7 @@ def decoded(data: bytes | memoryview, *, is_gray: bool, denominator: int = 1) ->
         ImageRejected: not an image, damaged, or more than 10^8 pixels.
     """
     image = None
-    if len(data):
+    if _is_read(bytes(data[:_HEAD_BYTES])):
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), (_GRAY if is_gray else _COLOR)[denominator])
         except cv2.error as error:
@@ -45,6 +47,11 @@ def decoded(data: bytes | memoryview, *, is_gray: bool, denominator: int = 1) ->
     if image is None:
         raise _refused(data)
     return np.asarray(image, dtype=np.uint8)
+
+
+def _is_read(head: bytes) -> bool:
+    """Whether it begins as one of the four kinds: OpenCV has decoders of many more, which strangers need not reach."""
+    return head.startswith(_MAGIC) or (head[8:] == b"WEBP" and head.startswith(b"RIFF"))
 
 
 def _refused(data: bytes | memoryview) -> ImageRejected:

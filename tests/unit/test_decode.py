@@ -43,6 +43,24 @@ def test_what_is_no_image_is_refused_with_what_to_do(data: bytes, detail: str, h
     assert detail in refused.value.detail and hint in refused.value.hint
 
 
+@pytest.mark.parametrize("kind", [".jpg", ".png", ".bmp", ".webp"])
+def test_the_four_kinds_are_decoded_from_bytes_and_from_views_of_them(kind: str) -> None:
+    data = cv2.imencode(kind, photograph(16, 12))[1].tobytes()
+
+    for given in (data, memoryview(data)):
+        assert decoded(given, is_gray=False).shape == (12, 16, 3)
+
+
+@pytest.mark.parametrize("kind", [".tif", ".ppm", ".ras", ".hdr", ".pfm"])
+def test_no_other_decoder_of_opencv_s_is_reached(kind: str) -> None:
+    image = photograph(16, 12)
+    data = cv2.imencode(kind, image if kind in (".tif", ".ppm", ".ras") else image.astype(np.float32))[1].tobytes()
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
+
+    with pytest.raises(ImageRejected, match="not an image that can be decoded"):
+        decoded(data, is_gray=False)
+
+
 def recipe(width: int, height: int, **changes: Any) -> Preprocess:
     return Preprocess("x", width, height, **changes)
 
