@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi
+from app.api.ranges import RangedFile
 from app.api.responses import json_response, paged, tagged_by_content
 from app.api.schemas import EngineSchema
 from app.api.services import Services, Wired
@@ -101,8 +102,10 @@ def download_engine(wired: Wired, ref: str) -> Response:
             f"The file of engine {engine.ref} is not there.", hint=f"Load the engine: POST /engines/{engine.ref}/load."
         )
     suffix = "trt" if engine.built.facts.backend == "tensorrt" else "onnx"
-    return FileResponse(
-        wired.store.path(engine.blob),
+    path = wired.store.path(engine.blob)
+    return RangedFile(
+        path,
+        stat_result=path.stat(),
         media_type="application/octet-stream",
         filename=f"{engine.name}-{engine.version}.{suffix}",
         headers={"ETag": f'"{engine.blob}"'},

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from app.api import openapi
 from app.api.estimates import estimated_s, estimator
 from app.api.events import Changes, job_stream
 from app.api.options import build_options
+from app.api.ranges import RangedFile
 from app.api.responses import json_response, matches, not_modified, paged, tagged
 from app.api.schemas import JobPage, JobSchema, WebhookSchema
 from app.api.services import Services, Wired
@@ -160,7 +161,7 @@ def get_log(wired: Wired, job_id: str) -> Response:
     path = wired.settings.job_log(wired.queue.get(job_id).id)
     if not path.is_file():
         return Response("", media_type="text/plain; charset=utf-8")
-    return FileResponse(path, media_type="text/plain; charset=utf-8")
+    return RangedFile(path, stat_result=path.stat(), media_type="text/plain; charset=utf-8")
 
 
 @router.get("/jobs/{job_id}/events", response_class=StreamingResponse, responses=openapi.EVENTS_ANSWER)
