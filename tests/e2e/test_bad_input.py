@@ -362,6 +362,7 @@ def test_a_query_parameter_that_a_route_does_not_have_is_refused_with_those_it_h
     other = networks.doubled_with_marker("query").SerializeToString()
     assert client.post("/models?filename=other.onnx", content=other).json()["name"] == "other.onnx"
     assert client.get("/healthz?from=balancer").status_code == 200
+    assert client.get("/status?_=1763900000").status_code == 200
 
 
 def test_the_type_of_a_problem_leads_to_its_paragraph(client: httpx.Client) -> None:
