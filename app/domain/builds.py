@@ -151,7 +151,7 @@ class LabelledAccuracy:
 @dataclass(frozen=True)
 class Accuracy:
     outputs: tuple[OutputAccuracy, ...]
-    samples: int  # rows compared
+    samples: int  # different rows compared; 0: none, as the engine was uploaded
     inputs: str  # "random": by dtype and range; "held-back": samples that calibration never saw
     reference: str  # the runtime that ran the source model, with its version
     top1_agreement: float | None = None  # 0..1, of the rows that are no near ties; None unless a classifier has some

@@ -252,6 +252,17 @@ def test_an_engine_is_pinned_unloaded_and_deleted(browser: Browser, own: Service
 
 
 @needs_browser
+def test_the_accuracy_of_an_uploaded_engine_is_not_known(browser: Browser, api: httpx.Client) -> None:
+    data = networks.doubled_with_marker("uploaded").SerializeToString()
+    engine = api.post("/engines", files={"file": ("up.onnx", data)}, data={"name": "uploaded"}).json()["ref"]
+
+    browser.open("engines")
+    assert "Infinity" not in browser.reads("not known")
+    browser.open(f"engines/{engine.replace(':', '%3A')}")
+    browser.reads("Not known: it was uploaded as an engine")
+
+
+@needs_browser
 def test_what_strangers_named_stays_text(browser: Browser, own: Service, api: httpx.Client, tmp_path: Path) -> None:
     file = HOSTILE.replace("/", "")
     samples = archive(tmp_path / "s.zip", {f"{file}.png": encoded(picture(1), ".png")})

@@ -22,9 +22,10 @@ export const precisionBadge = (engine) =>
   badge(engine.precision + (engine.int8_method ? ` · ${engine.int8_method}` : ""), "accent");
 
 /** The shortest honest word on how near the engine is to its source. */
-export function accuracyText({ labelled, top1_agreement: top1, outputs }) {
+export function accuracyText({ labelled, top1_agreement: top1, outputs, samples }) {
   if (labelled) return `${percent(labelled.engine)} right (source ${percent(labelled.source)})`;
   if (top1 != null) return `${percent(top1)} same answers`;
+  if (!outputs.length) return samples ? "not comparable" : "not known";
   return `${Math.min(...outputs.map((output) => output.sqnr_db)).toFixed(0)} dB`;
 }
 

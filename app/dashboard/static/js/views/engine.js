@@ -49,6 +49,7 @@ function sections(engine, signal) {
 
 function accuracyCard(accuracy) {
   const { labelled } = accuracy;
+  if (!accuracy.samples) return card("Accuracy against the source", h("p", { class: "muted" }, "Not known: it was uploaded as an engine, without a network to compare it with."));
   const shares = [
     labelled && { label: "Right, this engine", value: labelled.engine, text: percent(labelled.engine), tone: "good" },
     labelled && { label: "Right, the source", value: labelled.source, text: percent(labelled.source) },
@@ -118,7 +119,7 @@ function builtCard(engine) {
     ["Size", bytes(engine.size_bytes)],
     ["Backend", `${engine.facts.backend} ${engine.facts.backend_version}`],
     ["Valid on", [engine.facts.device, engine.facts.compute_capability && `compute capability ${engine.facts.compute_capability}`, engine.facts.l4t && `L4T ${engine.facts.l4t}`].filter(Boolean).join(", ")],
-    ["Network", shortId(engine.model)],
+    ["Network", engine.model ? shortId(engine.model) : "none: uploaded as an engine"],
     ["Samples", engine.calibration && shortId(engine.calibration)],
     ...Object.entries(engine.options).map(([name, value]) => [name, typeof value === "string" ? value : JSON.stringify(value)]),
   ]));
