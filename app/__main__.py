@@ -13,9 +13,11 @@ from typing import Any
 from app import __version__, key_verbs, logs, verbs, wiring
 from app.access import policy
 from app.build.process import die_with_parent
-from app.domain.errors import ServiceError
-from app.settings import Settings
+from app.domain.errors import InvalidSetting, ServiceError
+from app.settings import ClientSettings, Settings, read_settings
 from app.storage.backup import Backup
+
+USAGE = 2  # as argparse says it of arguments
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         return int(args.func(args))
     except ServiceError as error:
         print(f"jetforge: {error.detail}\n{error.hint}", file=sys.stderr)  # noqa: T201
-        return 1
+        return USAGE if isinstance(error, InvalidSetting) else 1
     except KeyboardInterrupt:
         return 130
 
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     restore = _service_verb(subparsers, "restore", "fill an empty data folder from a backup", _restore)
     restore.add_argument("file", type=Path, metavar="FILE.tar")
     key_verbs.add_verb(subparsers, _settings)
-    defaults = Settings()
+    defaults = ClientSettings()
     verbs.add_verbs(subparsers, defaults.url, defaults.key, defaults.cacert)
     return parser
 
@@ -69,7 +71,7 @@ def _service_verb(subparsers: Any, name: str, summary: str, func: Any) -> argpar
 
 def _settings(args: argparse.Namespace) -> Settings:
     given = {name: getattr(args, name, None) for name in ("host", "port", "grpc_port", "data_dir")}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = read_settings({name: value for name, value in given.items() if value is not None})
     logging.config.dictConfig(logs.config(settings.log_level, settings.log_format))
     return settings
 

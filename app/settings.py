@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.domain.errors import InvalidSetting
 
-class Settings(BaseSettings):
-    """Every setting has a default that works; the environment overrides it as JETFORGE_<NAME>."""
+Level = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)]
+
+
+class ClientSettings(BaseSettings):
+    """What the client's verbs read: any text will do, so that no setting of the service keeps them from running."""
 
     model_config = SettingsConfigDict(env_prefix="JETFORGE_", env_ignore_empty=True, frozen=True, extra="ignore")
+
+    url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
+    key: str = Field("", repr=False, description="API key that the client verbs show.")
+    cacert: str = Field(
+        "", description="File of certificates that the client verbs trust for https; empty: the system's."
+    )
+
+
+class Settings(ClientSettings):
+    """Every setting has a default that works; the environment overrides it as JETFORGE_<NAME>."""
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -57,7 +73,7 @@ class Settings(BaseSettings):
         "", description="PEM file of the certificate with its chain: serve https, and gRPC over TLS; empty: neither."
     )
     tls_key: str = Field("", description="PEM file of the certificate's private key; empty: it is in tls_cert.")
-    log_level: str = Field("info", description="debug, info, warning or error.")
+    log_level: Level = Field("info", description="debug, info, warning or error.")
     log_format: Literal["text", "json"] = Field(
         "text", description="Log lines for people (text) or for programs (json, one object a line)."
     )
@@ -77,11 +93,6 @@ class Settings(BaseSettings):
     webhook_attempts: int = Field(8, ge=1, description="Times that a webhook is sent before it is given up.")
     webhook_timeout_s: float = Field(10, gt=0, le=60, description="Time limit of sending one webhook, in seconds.")
     event_streams_max: int = Field(100, ge=0, description="Readers of GET /events at a time.")
-    url: str = Field("http://127.0.0.1:8000", description="Service that the client verbs talk to.")
-    key: str = Field("", repr=False, description="API key that the client verbs show.")
-    cacert: str = Field(
-        "", description="File of certificates that the client verbs trust for https; empty: the system's."
-    )
 
     max_body_mib: int = Field(256, ge=1, description="Largest body of any other request, in MiB.")
     bodies_mib: int = Field(
@@ -176,7 +187,13 @@ class Settings(BaseSettings):
 
     @property
     def root(self) -> Path:
-        return self.data_dir.expanduser().absolute()
+        try:
+            return self.data_dir.expanduser().absolute()
+        except RuntimeError as error:
+            raise InvalidSetting(
+                f"The data folder is {self.data_dir}, and no home folder is known for the ~.",
+                hint="Name it by its whole path: --data-dir or JETFORGE_DATA_DIR.",
+            ) from error
 
     @property
     def database(self) -> str:
@@ -235,3 +252,25 @@ class Settings(BaseSettings):
 
     def job_log(self, job: str) -> Path:
         return self.logs_dir / f"{job}.log"
+
+
+def read_settings(flags: Mapping[str, Any]) -> Settings:
+    """The settings of the environment, as far as the flags of the command line do not override them.
+
+    Raises:
+        InvalidSetting: some have values that they cannot have.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise InvalidSetting(
+            "\n".join(f"{_found(one, flags)}: {one['msg'][0].lower()}{one['msg'][1:]}." for one in error.errors()),
+            hint="Change it or leave it out; docs/configuration.md describes every setting.",
+        ) from error
+
+
+def _found(wrong: ErrorDetails, flags: Mapping[str, Any]) -> str:
+    """As in `JETFORGE_PORT is 'abc'`."""
+    name = str(wrong["loc"][0])
+    written = f"--{name.replace('_', '-')}" if name in flags else f"JETFORGE_{name.upper()}"
+    return f"{written} is {str(wrong['input'])!r}" if Settings.model_fields[name].repr else written

@@ -26,7 +26,7 @@ from app.backends.memory import available_bytes
 from app.build.inspection import inspect_model
 from app.build.inspections import Inspections, Kill
 from app.domain.builds import Facts, SourceModel
-from app.domain.errors import BackupRefused
+from app.domain.errors import BackupRefused, InvalidSetting
 from app.domain.jobs import Failure
 from app.domain.model_facts import ModelFacts
 from app.intake import Intake
@@ -57,14 +57,35 @@ from app.worker import Worker
 
 
 def prepare(settings: Settings) -> None:
-    """Make the data folder and bring the database to this version. Safe in several processes at once."""
-    settings.root.mkdir(parents=True, exist_ok=True)
-    made = (settings.artefacts_dir, settings.work_dir, settings.workers_dir, settings.logs_dir, settings.scratch_dir)
-    for folder in made:
-        folder.mkdir(exist_ok=True)
-    _remove_older(settings.scratch_dir, settings.orphan_age_s)
-    os.umask(0o077)  # uploads and engines are nobody else's business
-    migrate(settings.database, settings.root / "migrate.lock")
+    """Make the data folder and bring the database to this version. Safe in several processes at once.
+
+    Raises:
+        InvalidSetting: this user cannot have such a folder.
+    """
+    with _folder_errors(settings):
+        settings.root.mkdir(parents=True, exist_ok=True)
+        for folder in (
+            settings.artefacts_dir,
+            settings.work_dir,
+            settings.workers_dir,
+            settings.logs_dir,
+            settings.scratch_dir,
+        ):
+            folder.mkdir(exist_ok=True)
+        _remove_older(settings.scratch_dir, settings.orphan_age_s)
+        os.umask(0o077)  # uploads and engines are nobody else's business
+        migrate(settings.database, settings.root / "migrate.lock")
+
+
+@contextmanager
+def _folder_errors(settings: Settings) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InvalidSetting(
+            f"The data folder {settings.root} cannot be used: {error.filename}: {error.strerror}.",
+            hint="Name a folder that this user may make and write to, by --data-dir or JETFORGE_DATA_DIR.",
+        ) from error
 
 
 @contextmanager
@@ -175,7 +196,8 @@ def back_up(settings: Settings, target: Path) -> Backup:
 
 def restore(settings: Settings, source: Path) -> Backup:
     """Fill an empty data folder from a backup, and bring it to this version."""
-    settings.root.mkdir(parents=True, exist_ok=True)
+    with _folder_errors(settings):
+        settings.root.mkdir(parents=True, exist_ok=True)
     store = ArtefactStore(settings.artefacts_dir, settings.min_free_mib << 20)
     found = backup.restore(source, _database(settings), store, settings.logs_dir)
     prepare(settings)

@@ -408,6 +408,11 @@ class StartRefused(ServiceError):
     title = "The service cannot start like this"
 
 
+class InvalidSetting(ServiceError):
+    code = "invalid_setting"
+    title = "A setting has a value that it cannot have"
+
+
 class BackupRefused(ServiceError):
     code = "backup_refused"
     title = "The backup cannot be written or restored"
