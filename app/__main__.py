@@ -80,10 +80,11 @@ def _serve(args: argparse.Namespace) -> int:
     from app.server import serve  # the web framework is not needed by the other verbs
 
     settings = _settings(args)
-    wiring.prepare(settings)
-    with wiring.connected_keys(settings) as keys:
-        policy.refuse_open_door(settings, keys)
-    return serve(settings, with_worker=not args.no_worker)
+    with wiring.claimed(settings):  # first: a newer version would change the tables below the one that runs
+        wiring.prepare(settings)
+        with wiring.connected_keys(settings) as keys:
+            policy.refuse_open_door(settings, keys)
+        return serve(settings, with_worker=not args.no_worker)
 
 
 def _work(args: argparse.Namespace) -> int:

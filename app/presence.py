@@ -1,4 +1,4 @@
-"""Which workers live."""
+"""Which workers live, and which server holds the data folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import fcntl
 import os
 import secrets
 from pathlib import Path
+from typing import TextIO
+
+from app.domain.errors import StartRefused
 
 
 class Presence:
@@ -44,3 +47,28 @@ def _is_locked(path: Path) -> bool:
         return True
     path.unlink(missing_ok=True)
     return False
+
+
+def claimed(lock: Path) -> TextIO:
+    """Hold the data folder as its only server: until the result is closed or the process ends, however it ends.
+
+    Raises:
+        StartRefused: another process holds it.
+    """
+    file = lock.open("a+")
+    try:
+        # Not flock: replicas, which are forked, would hold it too, and outlive a killed server by a moment. This one is
+        # the process's own, and goes when it closes the file, whichever time it opened it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # POSIX leaves it open which
+        with file:
+            file.seek(0)
+            holder = file.read().strip()
+        raise StartRefused(
+            f"The data folder {lock.parent} is in use by another jetforge serve (process {holder or 'unknown'}).",
+            hint="Stop that one first, or give this one a folder of its own: --data-dir.",
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file

@@ -229,6 +229,11 @@ class Settings(ClientSettings):
         return self.root / "workers"
 
     @property
+    def serve_lock(self) -> Path:
+        """Locked by the server: it shares the folder with workers and other verbs, but with no other server."""
+        return self.root / "serve.lock"
+
+    @property
     def room_socket(self) -> Path:
         """Where the server answers workers that need memory."""
         return self.root / "room.sock"

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
+from typing import TextIO
 
-from app import __version__
+from app import __version__, presence
 from app.access import policy
 from app.access.audit import AuditLog
 from app.access.door import Door
@@ -32,7 +33,6 @@ from app.domain.model_facts import ModelFacts
 from app.intake import Intake
 from app.loading import EngineLoader
 from app.prebuilt import Prebuilt
-from app.presence import workers_alive
 from app.retention import Retention
 from app.serving.pool import EnginePool
 from app.serving.service import InferenceService
@@ -75,6 +75,18 @@ def prepare(settings: Settings) -> None:
         _remove_older(settings.scratch_dir, settings.orphan_age_s)
         os.umask(0o077)  # uploads and engines are nobody else's business
         migrate(settings.database, settings.root / "migrate.lock")
+
+
+def claimed(settings: Settings) -> TextIO:
+    """Make the data folder and hold it as its only server, until the result is closed.
+
+    Raises:
+        InvalidSetting: as `prepare`.
+        StartRefused: another server holds it.
+    """
+    with _folder_errors(settings):
+        settings.root.mkdir(parents=True, exist_ok=True)
+        return presence.claimed(settings.serve_lock)
 
 
 @contextmanager
@@ -246,7 +258,7 @@ def _facts(backend: str) -> Facts:
 
 
 def _alive(settings: Settings) -> Callable[[], int]:
-    return lambda: workers_alive(settings.workers_dir)
+    return lambda: presence.workers_alive(settings.workers_dir)
 
 
 def _inspected(

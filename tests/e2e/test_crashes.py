@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from tests import networks
 from tests.e2e.conftest import DIGITS
-from tests.service import Service
+from tests.service import ROOT, Service
 
 MODEL = (DIGITS / "digits.onnx").read_bytes()
 PNG = next((DIGITS / "test").glob("*.png")).read_bytes()
@@ -75,6 +77,23 @@ def test_a_job_whose_workers_keep_dying_fails_after_three_attempts(own_service: 
         ended = own_service.ended(client, job)
 
     assert (ended["state"], ended["failure"]["code"], ended["attempt"]) == ("failed", "worker_lost", 3)
+
+
+def test_a_second_server_on_the_same_folder_is_refused_until_the_first_is_gone_however_it_went(
+    own_service: Service,
+) -> None:
+    own_service.start()
+    first = own_service.process
+    assert first is not None
+    command = [sys.executable, "-m", "app", "serve", "--port", "0", "--data-dir", str(own_service.data_dir)]
+
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    own_service.kill()
+    own_service.start()
+
+    assert second.returncode == 1
+    assert str(own_service.data_dir) in second.stderr and f"process {first.pid}" in second.stderr
+    assert "--data-dir" in second.stderr
 
 
 @pytest.mark.parametrize("stage", ["queued", "inspect", "compile", "verify", "publish"])
