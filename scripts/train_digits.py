@@ -12,6 +12,7 @@ Handwritten Digits"). Two thirds train, the rest is held out; nothing is chosen 
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -203,4 +204,5 @@ def checked_accuracy(network: Any, split: Split) -> float:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     main()
