@@ -19,7 +19,7 @@ from rich.console import Console
 from app import wiring
 from app.console import display
 from app.domain.access import ApiKey, Role, checked_key_name, digest_of, new_key
-from app.domain.errors import InvalidKeyOptions
+from app.domain.errors import InvalidKeyOptions, KeyNotFound
 from app.settings import Settings
 from app.storage.keys import KeyStore
 
@@ -70,8 +70,15 @@ def _add(settings: Settings, args: Namespace) -> int:
         last_used_at=None,
         revoked_at=None,
     )
-    with _stored(settings) as keys:
+    is_new = not wiring.has_database(settings)  # as before the first start of a service that listens beyond loopback
+    wiring.prepare(settings)
+    with wiring.connected_keys(settings) as keys:
         keys.add(record)
+    if is_new:
+        _say(
+            f"{settings.root} held no job database: a new one was made. If the service has another folder, make the key"
+            " there: --data-dir."
+        )
     _say(f"The key {record.name} is shown this once. Send it as: Authorization: Bearer …, or set JETFORGE_KEY.")
     sys.stdout.write(key + "\n")
     return 0
@@ -96,6 +103,8 @@ def _revoke(settings: Settings, args: Namespace) -> int:
 
 @contextmanager
 def _stored(settings: Settings) -> Iterator[KeyStore]:
+    if not wiring.has_database(settings):
+        raise KeyNotFound(f"{settings.root} holds no job database.", hint="Name the service's folder: --data-dir.")
     wiring.prepare(settings)
     with wiring.connected_keys(settings) as keys:
         yield keys

@@ -64,13 +64,8 @@ def prepare(settings: Settings) -> None:
     """
     with _folder_errors(settings):
         settings.root.mkdir(parents=True, exist_ok=True)
-        for folder in (
-            settings.artefacts_dir,
-            settings.work_dir,
-            settings.workers_dir,
-            settings.logs_dir,
-            settings.scratch_dir,
-        ):
+        made = (settings.artefacts_dir, settings.work_dir, settings.workers_dir, settings.logs_dir)
+        for folder in (*made, settings.scratch_dir):
             folder.mkdir(exist_ok=True)
         _remove_older(settings.scratch_dir, settings.orphan_age_s)
         os.umask(0o077)  # uploads and engines are nobody else's business
@@ -200,7 +195,7 @@ def connected_keys(settings: Settings) -> Iterator[KeyStore]:
 
 def back_up(settings: Settings, target: Path) -> Backup:
     """One file with all that the service holds; it may run meanwhile."""
-    if not _database(settings).exists():
+    if not has_database(settings):
         raise BackupRefused(f"{settings.root} holds no job database.", hint="Name the service's folder: --data-dir.")
     store = ArtefactStore(settings.artefacts_dir)
     return backup.back_up(_database(settings), store, settings.logs_dir, settings.root, target, __version__)
@@ -214,6 +209,11 @@ def restore(settings: Settings, source: Path) -> Backup:
     found = backup.restore(source, _database(settings), store, settings.logs_dir)
     prepare(settings)
     return found
+
+
+def has_database(settings: Settings) -> bool:
+    """Whether a service has ever used the data folder."""
+    return _database(settings).exists()
 
 
 def _database(settings: Settings) -> Path:

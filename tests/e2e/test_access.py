@@ -213,6 +213,21 @@ def test_the_command_shows_a_key_once_lists_it_and_revokes_it(
     assert "Revoke it first" in reason and "keys list" in missing
 
 
+def test_the_command_makes_no_database_unless_a_key_is_added_and_says_that_it_is_new(
+    tmp_path: Path, keys_verb: Callable[..., tuple[int, str, str]]
+) -> None:
+    listed, _, reason = keys_verb("list")
+    revoked, _, _ = keys_verb("revoke", "ci")
+    was_made = (tmp_path / "data").exists()
+    added, _, told = keys_verb("add", "ci", "--role", "read")
+    _, _, told_again = keys_verb("add", "other", "--role", "read")
+
+    assert (listed, revoked, was_made, added) == (1, 1, False, 0)
+    assert "--data-dir" in reason
+    assert str(tmp_path / "data") in told and "--data-dir" in told
+    assert "--data-dir" not in told_again
+
+
 @pytest.mark.parametrize(
     "words",
     [
