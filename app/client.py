@@ -12,6 +12,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -185,7 +186,10 @@ class Client:
             index, label, score and probability; else `outputs` by name.
         """
         with ExitStack() as opened:
-            files = [("image", (path.name, opened.enter_context(_opened(path)).read())) for path in images]
+            files = [
+                ("image", (path.name, opened.enter_context(_opened(path, "Name the images in it.")).read()))
+                for path in images
+            ]
         return self._call("POST", f"/infer/{quote(ref, safe=':')}", params={"top": top}, files=files)
 
     def device(self) -> Json:
@@ -253,8 +257,13 @@ def _given(**params: str | int | None) -> dict[str, str | int]:
     return {name: value for name, value in params.items() if value is not None}
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path, folder_hint: str | None = None) -> BinaryIO:
     try:
         return path.open("rb")
+    except IsADirectoryError as error:
+        zipping = shlex.join(("python3", "-m", "zipfile", "-c", f"{path.resolve().name}.zip", str(path)))
+        raise ClientError(
+            "file_unreadable", f"{path} is a folder; a file is wanted.", folder_hint or f"Zip it: {zipping}"
+        ) from error
     except OSError as error:
         raise ClientError("file_unreadable", f"{path} cannot be read: {error.strerror}.", "Check its name.") from error

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from app.client import Client, ClientError
 from app.console.commands import build, collect_garbage, doctor, engines, infer, inspect, jobs, write
+from app.console.hints import typed
 
 if TYPE_CHECKING:  # generic for type checkers only
     Parsers: TypeAlias = argparse._SubParsersAction[ArgumentParser]
@@ -47,8 +48,10 @@ def _add_build(subparsers: Parsers, common: ArgumentParser) -> None:
     parser = _parser(subparsers, common, "build", build, "upload a model and build an engine from it")
     parser.add_argument("model", type=Path, metavar="MODEL", help="the network's file, as model.onnx")
     parser.add_argument("--name", required=True, help="of the engine: a-z, 0-9, '.', '_', '-'")
-    parser.add_argument("--calibration", type=Path, metavar="ZIP", help="archive of sample images")
-    parser.add_argument("--precision", help="as in fp32")
+    parser.add_argument("--calibration", type=Path, metavar="ZIP", help="zip of sample images; int8 needs one")
+    parser.add_argument(
+        "--precision", help="fp32, fp16, int8 or auto (the fastest that stays accurate); left out, fp32"
+    )
     parser.add_argument(
         "--preprocess", metavar="JSON|PRESET", help="recipe for images; left out, the input suggests it"
     )
@@ -149,5 +152,5 @@ def _tell(args: Namespace, error: ClientError) -> None:
         write(json.dumps({"error": problem}, indent=2, ensure_ascii=False))
         return
     console = Console(stderr=True)
-    for text in filter(None, (f"{error.detail} [{error.code}]", error.hint)):
+    for text in filter(None, (f"{error.detail} [{error.code}]", typed(error.hint))):
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.domain.builds import (
     Accuracy,
@@ -144,8 +144,10 @@ class JobSchema(BaseModel):
     finished_at: datetime | None
     elapsed_s: float | None  # since the latest attempt began, at its end if it has ended; null before it
     estimated_s: float | None  # how long builds like it took on this device; null: unknown, or the job has ended
-    candidates: list[Candidate] | None  # of a succeeded build with precision auto, in GET /jobs/{id} only
-    webhook: WebhookSchema | None = None  # in GET /jobs/{id} only
+    candidates: list[Candidate] | None = Field(
+        description="Of a succeeded build with precision auto; null in lists of jobs and for other builds."
+    )
+    webhook: WebhookSchema | None = Field(None, description="Null in lists of jobs, and where the job has none.")
     links: dict[str, str]
 
     @classmethod

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from app.client import Client, ClientError, Json
 from app.console import display, display_model
+from app.console.hints import typed
 from app.console.watch import followed, upload_bar
 
 LOG_LINES = 20  # of a failed build's log
@@ -161,7 +162,7 @@ def _failure_lines(job: Json) -> list[str]:
     failure = job["failure"]
     if failure is None:
         return [f"The job was cancelled: {job['id']}."] if job["state"] == "cancelled" else []
-    return [f"The build failed: {failure['message']} [{failure['code']}]", f"What to do: {failure['hint']}"]
+    return [f"The build failed: {failure['message']} [{failure['code']}]", f"What to do: {typed(failure['hint'])}"]
 
 
 def _last_lines(client: Client, job: Json) -> list[str]:

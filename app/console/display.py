@@ -121,10 +121,18 @@ def memory_line(memory: Json) -> str:
 
 def jobs_table(jobs: Iterable[Json]) -> Table:
     rows = [
-        (job["id"], job["name"], job["state"], job["stage"], str(job["attempt"]), job["engine"], job["created_at"])
+        (
+            job["id"],
+            job["name"],
+            job["state"],
+            job["stage"],
+            str(job["attempt"]),
+            job["engine"] or (job["failure"] or {}).get("code"),
+            job["created_at"],
+        )
         for job in jobs
     ]
-    return table(("job", "name", "state", "stage", "attempt", "engine", "created"), rows)
+    return table(("job", "name", "state", "stage", "attempt", "engine, or failure", "created"), rows)
 
 
 def job_table(job: Json) -> Group:

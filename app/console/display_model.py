@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.filesize import decimal
 
 from app.console.display import Json, number, pairs, specs, titled
+from app.console.hints import typed
 
 
 def model_table(model: Json) -> Group:
@@ -30,9 +31,12 @@ def remarks(model: Json) -> list[str]:
     if model["inspection"] == "pending":
         return [f"It is still being looked into: GET /models/{model['id']} tells when that is done."]
     if failure := model["failure"]:
-        return [f"A build would fail: {failure['message']} [{failure['code']}]", f"What to do: {failure['hint']}"]
+        return [
+            f"A build would fail: {failure['message']} [{failure['code']}]",
+            f"What to do: {typed(failure['hint'])}",
+        ]
     facts = model["facts"]
     told = [f"{backend} cannot build it: {reason}" for backend, reason in facts["refused_by"].items()]
     if facts["needs_shapes"]:
         told.append(f"The build has to be told the shapes of: {', '.join(facts['needs_shapes'])}.")
-    return told + ([facts["hint"]] if facts["hint"] else [])
+    return told + ([typed(facts["hint"])] if facts["hint"] else [])

@@ -92,6 +92,39 @@ def test_a_build_sends_labels_and_options_as_the_service_reads_them(server, run,
         assert f'name="{name}"\r\n\r\n{value}\r\n'.encode() in bodies[0]
 
 
+def test_a_folder_in_place_of_a_file_is_refused_with_how_to_zip_it(server, run, model, tmp_path, capsys):
+    (tmp_path / "my photos").mkdir()
+
+    status = run("build", model, "--name", "digits", "--calibration", tmp_path / "my photos")
+
+    told = capsys.readouterr().err
+    assert status == 1
+    assert "is a folder" in told and "[file_unreadable]" in told
+    assert f"python3 -m zipfile -c 'my photos.zip' '{tmp_path / 'my photos'}'" in told
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ("GET /engines lists the engines.", "jetforge engines lists the engines."),
+        ("It is being built again: GET /jobs/j1. Then …", "It is being built again: jetforge jobs j1. Then …"),
+        ("See GET /jobs/{id}/log.", "See GET /jobs/{id}/log."),
+        ("Load it: POST /engines/digits.a:1/load.", "Load it: jetforge engines digits.a:1 --load."),
+        ("GET /device shows all.", "jetforge doctor shows all."),
+        ("-F calibration=@images.zip with images", "--calibration images.zip with images"),
+        ("Add -F input_shapes=x:1x3", "Add --option input_shapes=x:1x3"),
+    ],
+)
+def test_a_hint_of_the_service_names_commands_where_there_are_some(server, run, capsys, sent, told):
+    problem = {"code": "some_code", "detail": "It cannot be.", "hint": sent}
+    server.on("GET /engines/digits", lambda handler: handler.send_json(problem, status=404))
+
+    run("engines", "digits")
+
+    assert told in capsys.readouterr().err
+
+
 def test_a_failed_build_shows_the_reason_the_remedy_and_the_end_of_the_log(server, run, model, capsys):
     accept_build(server, stage(1, "inspect"), server_sent("end", **FAILED))
     log = "".join(f"line {number}.\n" for number in range(100))
@@ -179,6 +212,7 @@ def test_jobs_are_listed_with_the_command_for_the_next_page(server, run, capsys)
     assert status == 0
     assert server.requests == ["GET /jobs?state=failed&limit=2"]
     assert "j0" in told and "jetforge jobs --after j0" in told
+    assert "model_invalid" in told
 
 
 def test_a_job_is_cancelled_by_its_id(server, run, capsys):
@@ -287,7 +321,7 @@ def test_an_inspected_model_tells_what_is_in_it_and_what_speaks_against_it(serve
     assert status == 0
     for shown in ("image float32 -1x3x224x224", "11,689,512", "Conv 20×, Relu 17×", "tensorrt cannot build it"):
         assert shown in told
-    assert "Send -F input_shapes=image:1x3x224x224" in told
+    assert "Send --option input_shapes=image:1x3x224x224" in told
 
 
 def test_a_model_that_no_build_can_take_fails_its_inspection(server, run, model, capsys):
