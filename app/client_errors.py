@@ -16,9 +16,8 @@ Json: TypeAlias = dict[str, Any]
 class ClientError(Exception):
     """A request that failed: the service's own words, or why it could not be reached.
 
-    `status` is the HTTP status, None when there was no answer. `code` is one of docs/errors.md, or one of the
-    client's own: unreachable, timed_out, certificate_untrusted, unexpected_answer, invalid_address, invalid_key,
-    file_unreadable.
+    `status` is the HTTP status, None when there was no answer. `code` is one of docs/errors.md, which has the client's
+    own as well.
     """
 
     def __init__(self, code: str, detail: str, hint: str = "", status: int | None = None) -> None:

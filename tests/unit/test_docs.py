@@ -15,7 +15,13 @@ from app.domain import errors
 from app.domain.preprocess import PRESETS, Preprocess
 from app.settings import Settings
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+CLIENT = {
+    code
+    for file in [*ROOT.glob("app/client*.py"), ROOT / "app" / "verbs.py", *ROOT.glob("app/console/*.py")]
+    for code in re.findall(r'ClientError\(\s*"(\w+)"', file.read_text())
+}
 FAMILIES = {
     errors.InvalidInput,
     errors.NotFound,
@@ -29,7 +35,7 @@ FAMILIES = {
     errors.Forbidden,
     errors.TooMany,
 }
-BY_HTTP = {"internal_error", "method_not_allowed", "range_not_satisfiable", "http_error"}  # of no class of ours
+BY_OTHERS = {"internal_error", "method_not_allowed", "range_not_satisfiable", "http_error", *CLIENT}
 
 
 def leaves(kind: type[errors.ServiceError] = errors.ServiceError) -> Iterator[type[errors.ServiceError]]:
@@ -46,7 +52,7 @@ def test_every_error_has_a_code_of_its_own_and_a_title() -> None:
     assert all("code" in vars(leaf) and "title" in vars(leaf) for leaf in leaves())
 
 
-@pytest.mark.parametrize("code", [*(leaf.code for leaf in leaves()), *sorted(BY_HTTP - {"http_error"})])
+@pytest.mark.parametrize("code", [*(leaf.code for leaf in leaves()), *sorted(BY_OTHERS - {"http_error"})])
 def test_every_error_has_a_paragraph(code: str) -> None:
     text = (DOCS / "errors.md").read_text()
     found = re.search(rf"^### {code}\n\n(.+?)(?=\n#|\Z)", text, re.M | re.S)
@@ -58,7 +64,7 @@ def test_the_type_of_every_problem_is_an_anchor_of_the_page_that_is_served() -> 
     page = error_page.page_of((DOCS / "errors.md").read_text())
 
     anchors = re.findall(r'<h3 id="([a-z0-9_]+)">', page)
-    assert set(anchors) >= {leaf.code for leaf in leaves()} | BY_HTTP
+    assert set(anchors) >= {leaf.code for leaf in leaves()} | BY_OTHERS
     assert "<code>POST /jobs</code>" in page and "<pre><code>{&quot;type&quot;:" in page
     assert [line for line in page.splitlines() if "`" in line or line.startswith("#") or "](" in line] == []
 
@@ -66,7 +72,7 @@ def test_the_type_of_every_problem_is_an_anchor_of_the_page_that_is_served() -> 
 def test_no_error_is_described_that_does_not_exist() -> None:
     described = set(re.findall(r"^### (\w+)$", (DOCS / "errors.md").read_text(), re.M))
 
-    assert described == {leaf.code for leaf in leaves()} | BY_HTTP
+    assert described == {leaf.code for leaf in leaves()} | BY_OTHERS
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
