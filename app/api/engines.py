@@ -74,8 +74,8 @@ async def list_engines(
 
 
 def _schemas(wired: Services, engines: Sequence[EngineRecord]) -> list[EngineSchema]:
-    warm = {state.blob: state for state in wired.inference.states()}
-    return [EngineSchema.from_domain(engine, warm.get(engine.blob)) for engine in engines]
+    warm = {ref: state for state in wired.inference.states() for ref in state.refs}
+    return [EngineSchema.from_domain(engine, warm.get(engine.ref)) for engine in engines]
 
 
 @router.get("/engines/{ref}", response_model=EngineSchema)
@@ -143,6 +143,7 @@ async def delete_engine(wired: Wired, ref: str) -> Response:
     engine = await run_in_threadpool(_found, wired, ref)
     await run_in_threadpool(wired.catalogue.delete_engine, engine.name, engine.version)
     wired.inference.forget(engine.ref)
+    wired.inference.unpin(engine.ref)
     if not await run_in_threadpool(wired.catalogue.blob_in_use, engine.blob):
         await wired.inference.drop(engine)
     return Response(status_code=204)

@@ -218,10 +218,10 @@ def _between_s(start: datetime | None, end: datetime) -> float | None:
 
 
 class WarmSchema(BaseModel):
-    """How an engine stands in memory."""
+    """How an engine stands in memory, since it was loaded; engines of equal files share one place there."""
 
     state: EngineState
-    is_pinned: bool  # stays until unloaded by name
+    is_pinned: bool  # by this name: stays until unloaded by it
     keep_alive_s: float  # unused for so long, it leaves; 0: when its room is needed
     eviction_position: int | None  # 1 leaves first when room is needed; null: loading, in use, pinned or leaving
     device_bytes: int
@@ -234,6 +234,10 @@ class WarmSchema(BaseModel):
     load_s: float
     loaded_at: datetime | None
     last_used_at: datetime
+
+    @classmethod
+    def of(cls, ref: str, warm: WarmState) -> WarmSchema:
+        return cls.model_validate({**vars(warm), "is_pinned": ref in warm.pins})
 
 
 class EngineSchema(BaseModel):
@@ -286,7 +290,7 @@ class EngineSchema(BaseModel):
             facts=built.facts,
             created_at=engine.created_at,
             damaged_at=engine.damaged_at,
-            warm=WarmSchema.model_validate(warm, from_attributes=True) if warm else None,
+            warm=WarmSchema.of(engine.ref, warm) if warm else None,
             links={
                 "self": here,
                 "file": f"{here}/file",

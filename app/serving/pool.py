@@ -30,7 +30,7 @@ class EnginePool:
     Engines are known by the digest of their file: two names of one file share one warm engine. A leased engine is
     never evicted; an idle one leaves, the least recently used first, when another needs its room, or when nobody
     has used it for `keep_alive_s`, of which a load may set another for its engine. A pinned one leaves only when it
-    is unloaded by name.
+    is unloaded by every name by which it was pinned.
     """
 
     def __init__(
@@ -149,19 +149,25 @@ class EnginePool:
         """
         seat = self._seat(record)
         async with self.lease(record):  # of this seat: nothing is awaited in between
-            seat.is_pinned = seat.is_pinned if pin is None else pin
+            if pin is not None:
+                (seat.pins.add if pin else seat.pins.discard)(record.ref)
             if keep_alive_s is not None:
                 seat.keep_alive_s = keep_alive_s
                 self._sweep_anew()
         return self._described([seat])[0]
 
     def unpin(self, ref: str) -> None:
-        """Let the engine of that `name:version` leave as others do."""
+        """Let the engine of that `name:version` leave as others do, unless it is pinned by another name."""
         for seat in self.seating.seats:
-            seat.is_pinned = seat.is_pinned and ref not in seat.refs
+            seat.pins.discard(ref)
 
-    async def unload(self, record: EngineRecord) -> bool:
+    async def unload(self, record: EngineRecord, *, is_gone: bool = False) -> bool:
         """Give the engine's memory back once its leases have ended; new leases load it anew, afterwards.
+
+        An engine that is pinned by another name of its file is no longer warm by this one, and stays.
+
+        Args:
+            is_gone: no name of the file is left, whatever pinned it.
 
         Returns:
             Whether it was warm.
@@ -170,6 +176,10 @@ class EnginePool:
             InUse: leases outlast `drain_s`; it leaves when they end.
         """
         if seat := self.seating.of(record.blob):
+            seat.pins.discard(record.ref)
+            if seat.pins and not is_gone:
+                seat.refs.discard(record.ref)
+                return True
             self.seating.retire(seat)
         leaving = self.seating.leaving_of(record)
         if leaving and (await asyncio.wait(leaving, timeout=self._drain_s))[1]:

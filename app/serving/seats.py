@@ -26,7 +26,7 @@ class WarmState:
     blob: Digest  # the engine file
     refs: tuple[str, ...]  # "name:version" under which it was used, sorted
     state: EngineState
-    is_pinned: bool  # stays until unloaded by name
+    pins: tuple[str, ...]  # those of `refs` by which it is pinned, sorted: it stays until each of them is unloaded
     keep_alive_s: float  # unused for so long, it leaves; 0: when its room is needed
     eviction_position: int | None  # 1 leaves first when room is needed; None: it is loading, in use, pinned or leaving
     device_bytes: int  # an estimate while it loads
@@ -42,6 +42,10 @@ class WarmState:
     loaded_at: datetime | None  # None while it loads
     last_used_at: datetime
 
+    @property
+    def is_pinned(self) -> bool:
+        return bool(self.pins)
+
 
 @dataclass(eq=False)
 class Seat:
@@ -51,11 +55,11 @@ class Seat:
     keep_alive_s: float  # as in WarmState
     last_used_s: float  # by the pool's clock
     refs: set[str] = field(default_factory=set)
+    pins: set[str] = field(default_factory=set)
     loading: asyncio.Task[WarmEngine] = field(init=False)
     warm: WarmEngine | None = None  # None until it is ready
     left: asyncio.Task[None] | None = None  # ends when its memory is free; None while it is in use
     leases: int = 0
-    is_pinned: bool = False
     copies_bytes: int = 0  # of memory, in other processes
     load_s: float = 0
     loaded_s: float = 0  # by the pool's clock
@@ -74,7 +78,7 @@ class Seat:
     @property
     def is_idle(self) -> bool:
         """Whether it can be evicted."""
-        return self.warm is not None and self.leases == 0 and not self.is_pinned
+        return self.warm is not None and self.leases == 0 and not self.pins
 
     def is_unused(self, now_s: float) -> bool:
         """Whether its keep-alive time is over."""
@@ -86,7 +90,7 @@ class Seat:
             blob=self.record.blob,
             refs=tuple(sorted(self.refs)),
             state=self._state(),
-            is_pinned=self.is_pinned,
+            pins=tuple(sorted(self.pins)),
             keep_alive_s=self.keep_alive_s,
             eviction_position=eviction_position,
             device_bytes=warm.device_bytes + self.copies_bytes if warm else estimate_bytes,

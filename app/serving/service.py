@@ -182,7 +182,7 @@ class InferenceService:
         self.forget(record.ref)
         self._withdrawn.discard(record.ref)
         with contextlib.suppress(InUse):
-            await self._pool.unload(record)
+            await self._pool.unload(record, is_gone=True)
         self.statistics.forget(record.ref)
 
     def forget(self, ref: str) -> None:

@@ -151,7 +151,7 @@ class Warmer:
     async def _load(self, engine: Remembered) -> None:
         for ref in engine.refs:
             try:
-                pin = True if engine.is_pinned else None
+                pin = True if ref in engine.pins else None
                 await self._service.load(ref, pin=pin, keep_alive_s=engine.keep_alive_s)
             except ServiceError as error:
                 log.warning("an engine of the last run is not loaded", extra={"engine": ref, "reason": error.detail})
@@ -172,6 +172,7 @@ class Warmer:
         return [self._remembered(state) for state in ready]
 
     def _remembered(self, state: WarmState) -> Remembered:
-        is_by_setting = any(pin.ref in state.refs for pin in self._pins.values())
+        by_setting = {pin.ref for pin in self._pins.values()}
+        pins = tuple(ref for ref in state.pins if ref not in by_setting)
         own_s = state.keep_alive_s if state.keep_alive_s != self._service.keep_alive_s else None
-        return Remembered(state.refs, state.is_pinned and not is_by_setting, own_s)
+        return Remembered(state.refs, pins, own_s)

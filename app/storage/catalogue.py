@@ -152,21 +152,17 @@ class Catalogue:
 
 
 def publish(connection: Connection, publication: Publication, now: datetime) -> EngineRecord:
-    """Give an engine its version, in the caller's transaction; a version of the same name and key stays the one.
+    """Give an engine its version, in the caller's transaction; the newest of its name stays it, if it has the same key.
 
-    Damaged engines of the same bytes are whole again; others of that name and key do not count.
+    An older one of that key is published again: the name is to mean what was just asked for. Damaged engines of the
+    same bytes are whole again; others do not count.
     """
     healed = update(engines).where(engines.c.blob == publication.blob, engines.c.damaged_at.is_not(None))
     if connection.execute(healed.values(damaged_at=None)).rowcount:
         raise_revision(connection)
-    same = (
-        select(engines)
-        .where(engines.c.key == publication.key, engines.c.name == publication.name, engines.c.damaged_at.is_(None))
-        .order_by(engines.c.seq.desc())
-        .limit(1)
-    )
-    row = connection.execute(same).one_or_none()
-    if row is not None:
+    newest = select(engines).where(engines.c.name == publication.name).order_by(engines.c.version.desc()).limit(1)
+    row = connection.execute(newest).one_or_none()
+    if row is not None and row.key == publication.key and row.damaged_at is None:
         return as_domain(EngineRecord, row)
     counted = (
         sqlite.insert(engine_names)

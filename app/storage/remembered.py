@@ -17,7 +17,7 @@ class Remembered:
     """One engine that was warm."""
 
     refs: tuple[str, ...]  # "name:version" of every name under which it was used
-    is_pinned: bool  # by a request, not by the setting
+    pins: tuple[str, ...]  # those of them that requests pinned, not the setting
     keep_alive_s: float | None  # its own; None: the setting's
 
 

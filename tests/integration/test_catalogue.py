@@ -104,6 +104,17 @@ def test_a_model_can_be_deleted_unless_a_job_or_an_engine_needs_it(catalogue, qu
         catalogue.delete_model(job.model)
 
 
+def test_an_older_engine_that_is_asked_for_again_becomes_the_newest(catalogue, published):
+    first, other = publication(key="unit"), publication(key="raw")
+    assert [published(new).version for new in (first, first, other)] == [1, 1, 2]
+
+    again = published(first)
+
+    assert (again.version, again.key, again.blob) == (3, "unit", first.blob)
+    assert catalogue.engine(first.name, None) == again
+    assert published(first) == again
+
+
 def test_samples_that_an_engine_was_calibrated_with_cannot_be_deleted(catalogue, published):
     samples = catalogue.add_calibration(calibration_set())
     published(publication(calibration=samples.digest))

@@ -291,6 +291,29 @@ async def test_a_pinned_engine_is_neither_evicted_nor_timed_out_but_unloaded_by_
     assert pool.states() == []
 
 
+async def test_an_engine_that_is_pinned_by_one_name_is_not_given_up_by_another(pool: EnginePool) -> None:
+    alias = engine_record("alias", 7, blob="a-1")
+    await pool.load(A, pin=True)
+    await pool.load(alias)
+
+    assert await pool.unload(alias)
+    assert [(state.refs, state.pins) for state in pool.states()] == [(("a:1",), ("a:1",))]
+
+    await pool.load(alias, pin=True)
+    pool.unpin("a:1")
+    assert [(state.refs, state.pins) for state in pool.states()] == [(("a:1", "alias:7"), ("alias:7",))]
+    assert await pool.unload(A) and await pool.unload(alias)
+    assert pool.states() == []
+
+
+async def test_an_engine_whose_last_name_is_deleted_leaves_whoever_pinned_it(pool: EnginePool) -> None:
+    await pool.load(A, pin=True)
+
+    assert await pool.unload(engine_record("alias", 7, blob="a-1"), is_gone=True)
+
+    assert pool.states() == []
+
+
 async def test_the_states_tell_in_which_order_engines_would_leave(pool: EnginePool, clock: Clock) -> None:
     for record in (A, B, C, A):
         clock.now_s += 1
