@@ -19,6 +19,7 @@ from app.domain.errors import (
     CalibrationTooSmall,
     ServiceError,
 )
+from app.domain.preprocess import SIZE_HINT
 from app.domain.tensors import TensorSpec, described
 from app.storage.archives import opened_archive
 
@@ -116,10 +117,13 @@ def _problem(survey: Survey, minimum: int) -> BuildFailed | None:
     if not found and survey.is_misfit:
         return CalibrationMismatch(
             f"None of the calibration samples fits the model: {_named(survey)}.",
-            hint="Send samples of the model's input shapes, or the input_shapes that the samples have.",
+            hint="Send samples of the model's input shapes, or the input_shapes that the samples have. For images, give"
+            f" their size where the model leaves it open: {SIZE_HINT}.",
         )
     if found < minimum:
         why = f" {len(survey.unusable)} files cannot be used: {_named(survey)}." if survey.unusable else ""
+        if survey.foreign:
+            why += f" {len(survey.foreign)} are of other kinds: {survey.foreign[0][:80]!r} first."
         return CalibrationTooSmall(
             f"The calibration archive holds {found} usable samples; INT8 needs {minimum}.{why}",
             hint=_HINT,

@@ -175,7 +175,7 @@ def _refuse_external_data(model: onnx.ModelProto) -> None:
     if names:
         raise ExternalDataMissing(
             f"{len(names)} of the model's tensors, {names[0][:80]!r} first, are stored in other files.",
-            hint="Save the model with all weights inside and upload that file:"
+            hint="Upload a zip of all of them: zip -0 model.zip model.onnx model.onnx.data. Or save the model whole:"
             " onnx.save(onnx.load('model.onnx'), 'whole.onnx', save_as_external_data=False).",
         )
 

@@ -14,6 +14,7 @@ from app.backends import registry
 from app.build.channel import Message
 from app.build.confined_child import Confined, serve
 from app.build.export import pt2_check
+from app.build.export.messages import INSTALL_TORCH
 from app.build.torch_files import program_facts, torchscript_facts
 from app.domain.builds import ModelFormat
 from app.domain.errors import BackendMissing, BuildFailed, BuildKilled, ServiceError, ShapesNeeded
@@ -35,14 +36,14 @@ def describe(path: Path, format: ModelFormat) -> ModelFacts:
     Raises:
         BuildFailed: the file is damaged, or no build of it could succeed.
     """
+    if not format.is_torch:
+        return _onnx_facts(path, format)
+    facts = torchscript_facts(path) if format is ModelFormat.TORCHSCRIPT else program_facts(path)
     if format is ModelFormat.PT2:
-        facts = program_facts(path)
         pt2_check.check(path)
-        return facts
-    if format is ModelFormat.TORCHSCRIPT:
-        facts = torchscript_facts(path)
-        return _with_inputs(path, facts) if facts.needs_shapes and _has_torch() else facts
-    return _onnx_facts(path, format)
+    if not _has_torch():
+        return replace(facts, hint=f"PyTorch, which a build needs, is not installed on this device. {INSTALL_TORCH}")
+    return _with_inputs(path, facts) if facts.needs_shapes else facts
 
 
 def _imports(request: Message) -> None:

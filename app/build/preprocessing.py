@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.domain.errors import InvalidOption, LabelsContradict, PreprocessContradicts
-from app.domain.preprocess import Preprocess, default_preprocess
+from app.domain.preprocess import SIZE_HINT, Preprocess, default_preprocess
 from app.domain.tensors import ANY, Shape, Signature, TensorSpec, described, shape_text
 from app.storage.codec import decode
 
@@ -41,6 +41,17 @@ def resolved_preprocess(signature: Signature, requested: Mapping[str, Any] | Non
     recipe = _parsed(_base(spec, requested), requested)
     _refuse_misfit(recipe, signature)
     return recipe
+
+
+def leaves_size_open(signature: Signature) -> bool:
+    """Whether the only input is an image of any size: nothing says what size the network was trained with."""
+    if len(signature.inputs) != 1 or default_preprocess(signature.inputs[0]) is not None:
+        return False
+    spec = signature.inputs[0]
+    return (
+        default_preprocess(replace(spec, shape=tuple(1 if length == ANY else length for length in spec.shape)))
+        is not None
+    )
 
 
 def refuse_labels(labels: tuple[str, ...], signature: Signature, classes: int) -> None:
@@ -95,8 +106,9 @@ def _base(spec: TensorSpec, requested: Mapping[str, Any]) -> Preprocess:
             return recipe
     raise PreprocessContradicts(
         f"The input is {described((spec,))}: no recipe with this layout and size makes a row of it.",
-        hint="An image input has four axes and 1 or 3 channels; give width and height where the model leaves them open,"
-        " and layout where its channels are not in axis 1.",
+        hint=f"Give the size of its images: {SIZE_HINT}."
+        if leaves_size_open(Signature((spec,), ()))
+        else "An image input has four axes and 1 or 3 channels; give layout where its channels are not in axis 1.",
     )
 
 

@@ -23,7 +23,7 @@ from app.build.constants import folded_constants
 from app.build.fold import FromPixels, fold, folded_range, folded_recipe
 from app.build.graph import Source
 from app.build.plan import Plan
-from app.build.preprocessing import refuse_labels, resolved_preprocess
+from app.build.preprocessing import leaves_size_open, refuse_labels, resolved_preprocess
 from app.build.reference import Reference, RowByRow, probed_shapes
 from app.build.report import Report
 from app.build.sample_labels import Classes
@@ -35,6 +35,7 @@ from app.build.workdir import BuildSpec, WorkDir
 from app.build.workshop import Workshop
 from app.domain.builds import BuildOptions, BuiltEngine, Candidate, Precision
 from app.domain.jobs import Stage
+from app.domain.preprocess import SIZE_HINT
 from app.domain.tensors import Signature, Tensor
 
 
@@ -128,6 +129,8 @@ def _planned(work: WorkDir, step: _Step, options: BuildOptions, report: Report) 
     shapes, answer = probed_shapes(source, ranges, reference)
     signature = Signature(source.inputs, source.outputs, ranges)
     preprocess = resolved_preprocess(signature, options.preprocess)
+    if preprocess is None and leaves_size_open(signature):
+        report.warn(f"The engine takes tensors, not images: the model leaves their size open. Give it: {SIZE_HINT}.")
     refuse_labels(options.labels, signature, _classes(answer))
     if source.inputs and all(spec.shape and spec.shape[0] > 0 for spec in source.inputs):
         report.step(f"the batch is fixed at {shapes.rows} by the model: requests are never joined into one run")

@@ -66,7 +66,9 @@ def pending_rows(
 def _image(archive: zipfile.ZipFile, info: zipfile.ZipInfo, inputs: Rows, recipe: Preprocess | None) -> MakeRow:
     if recipe is None:
         wanted = ", ".join(f"{spec.name} {shape_text(spec.shape)}" for spec in inputs.values())
-        raise Unusable(f"it is an image, and the model takes tensors: {wanted} for one sample", is_misfit=True)
+        raise Unusable(
+            f"it is an image, and the engine has no recipe for images: {wanted} for one sample", is_misfit=True
+        )
     return partial(_decoded, read_entry(archive, info, _IMAGE_BYTES_MAX), recipe)
 
 

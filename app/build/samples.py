@@ -60,7 +60,8 @@ class Survey:
     copies: int  # rows left out because they equal another one
     unusable: tuple[tuple[str, str], ...]  # files with the reason
     is_misfit: bool  # whether any of those is readable, but does not fit the model's inputs
-    skipped: int  # files left out because there are more than are used
+    skipped: int  # files left out because there are more than are used, or of kinds that are none of samples
+    foreign: tuple[str, ...]  # files of such kinds
     spread: Spread
 
     def calibration(self) -> Selection:
@@ -135,8 +136,9 @@ def filled(batch: Tensors, rows: int) -> Tensors:
 def surveyed(source: SampleSource) -> Survey:
     """Make every row once, to find out which can be used."""
     with opened_archive(source.archive) as archive, ThreadPoolExecutor(_THREADS) as pool:
-        files = [info for info in usable_entries(archive) if Path(info.filename).suffix.lower() in IMAGES | ARRAYS]
-        others = len(usable_entries(archive)) - len(files)
+        entries = usable_entries(archive)
+        files = [info for info in entries if Path(info.filename).suffix.lower() in IMAGES | ARRAYS]
+        others = [info for info in entries if Path(info.filename).suffix.lower() not in IMAGES | ARRAYS]
         step = -(-len(files) // ROWS_MAX) or 1
         surveyor = _Surveyor(source)
         for info in files[::step]:
@@ -149,7 +151,8 @@ def surveyed(source: SampleSource) -> Survey:
         copies=surveyor.copies,
         unusable=tuple(surveyor.unusable.items()),
         is_misfit=surveyor.is_misfit,
-        skipped=others + len(files) - len(files[::step]),
+        skipped=len(entries) - len(files[::step]),
+        foreign=tuple(info.filename for info in others),
         spread=surveyor.spread,
     )
 

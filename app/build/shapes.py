@@ -143,7 +143,8 @@ def _refuse_misfit(spec: TensorSpec, kind: str, shape: Shape) -> None:
         raise ShapesContradict(
             f"{kind} asks {shape_text(shape)} of the input {spec.name!r}, which is {shape_text(spec.shape)}"
             " (-1 = any length).",
-            hint="Ask for the same number of axes, keep the fixed lengths, and give a length for every -1.",
+            hint="Ask for the same number of axes, keep the fixed lengths, and give a length for every -1. A fixed"
+            " batch can be made dynamic: -F dynamic_batch=true.",
         )
 
 

@@ -127,6 +127,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+SIZE_HINT = """-F preprocess='{"preset": "imagenet", "width": 224, "height": 224}', as it was trained"""  # an example
+
+
 def default_preprocess(spec: TensorSpec) -> Preprocess | None:
     """The recipe that an image-shaped input suggests, or None when it is not image-shaped.
 

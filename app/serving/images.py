@@ -12,7 +12,7 @@ import numpy as np
 
 from app.domain.builds import EngineRecord
 from app.domain.errors import ImageRejected, InvalidRequest, RecipeMissing
-from app.domain.preprocess import Preprocess, row_from_image
+from app.domain.preprocess import SIZE_HINT, Preprocess, row_from_image
 from app.domain.tensors import ANY, Signature, Tensor, Tensors, check_inputs, described
 from app.serving.batcher import rows_limit
 
@@ -52,7 +52,8 @@ def _recipe(record: EngineRecord) -> Preprocess:
     if recipe is None or len(record.built.signature.inputs) != 1:
         raise RecipeMissing(
             f"{record.ref} takes tensors: {described(record.built.signature.inputs)}.",
-            hint="Send tensors, or build the engine with a preprocessing recipe; it needs one image-shaped input.",
+            hint="Send tensors, or build the engine with a recipe; it needs one image-shaped input, and where that"
+            f" leaves its size open: {SIZE_HINT}.",
         )
     return recipe
 

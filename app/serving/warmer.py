@@ -54,6 +54,7 @@ class Warmer:
         self._again_after_s = again_after_s
         self._left: list[Remembered] | None = None  # of the last run, not loaded yet; None: the file was not read yet
         self._task: asyncio.Task[None] | None = None
+        self._writing: asyncio.Task[None] | None = None  # goes on when who waits for it is cancelled
 
     def start(self) -> None:
         """Begin in the background; requests are answered meanwhile."""
@@ -64,6 +65,8 @@ class Warmer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+            if self._writing is not None:  # what it writes is older, and must not come last
+                await asyncio.wait({self._writing})
             await self._remember()
 
     @property
@@ -123,7 +126,7 @@ class Warmer:
         self._left = await self._chosen(await asyncio.to_thread(self._file.read))
         while self._left:
             # Without it, while it loads: should the load end this process, the next start leaves it out.
-            await asyncio.to_thread(self._file.write, [*self._warm(), *self._left[1:]])
+            await self._write([*self._warm(), *self._left[1:]])
             await self._load(self._left[0])
             del self._left[0]
         await self._remember()
@@ -163,7 +166,12 @@ class Warmer:
 
     async def _remember(self) -> None:
         if self._file is not None and self._left is not None:
-            await asyncio.to_thread(self._file.write, [*self._left, *self._warm()])
+            await self._write([*self._left, *self._warm()])
+
+    async def _write(self, engines: Sequence[Remembered]) -> None:
+        assert self._file is not None
+        self._writing = asyncio.create_task(asyncio.to_thread(self._file.write, engines))
+        await asyncio.shield(self._writing)
 
     def _warm(self) -> list[Remembered]:
         """What is warm, the least recently used first."""

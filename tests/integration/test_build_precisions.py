@@ -170,10 +170,15 @@ def test_int8_without_samples_is_refused(bench):
 
 
 def test_too_few_samples_are_refused_with_their_number(bench, tmp_path):
-    files = {f"{n}.png": encoded(picture(n), ".png") for n in range(31)} | {"broken.png": b"x"}
+    files = {f"{n}.png": encoded(picture(n), ".png") for n in range(31)} | {
+        "broken.png": b"x",
+        "phone.heic": b"x",
+        "b.heic": b"x",
+    }
     error = bench.fail(MODEL, CalibrationTooSmall, calibration=archive(tmp_path / "a.zip", files), **INT8)
 
     assert "31 usable" in error.detail and "needs 32" in error.detail and "broken.png" in error.detail
+    assert "2 are of other kinds: 'phone.heic' first." in error.detail
 
 
 def test_unreadable_samples_are_a_warning_that_counts_and_names_them(bench, tmp_path):

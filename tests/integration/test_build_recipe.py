@@ -44,6 +44,15 @@ def bench(tmp_path: Path) -> Bench:
 # --- what comes out ------------------------------------------------------------------------------------------------
 
 
+def test_a_model_that_leaves_the_size_of_its_images_open_says_how_to_give_it(bench):
+    model = networks.channel_means("height", "width")
+
+    plain, sized = bench.build(model), bench.build(model, preprocess={"width": 8, "height": 8})
+
+    assert plain.preprocess is None and ['"width": 224' in text for text in plain.warnings] == [True]
+    assert sized.preprocess is not None and sized.warnings == ()
+
+
 def test_a_classifier_is_built_and_proven(bench):
     built = bench.build(networks.classifier(), labels=("a", "b", "c"))
 

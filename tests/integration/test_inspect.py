@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from app.build.inspect import describe
 from app.build.inspection import inspect_model
 from app.domain.builds import ModelFormat
 from app.domain.jobs import Failure
@@ -161,6 +162,17 @@ def test_the_asking_process_imports_neither_onnx_nor_torch(tmp_path):
     assert done.stdout == "9930 set()\n"
 
 
+@pytest.mark.parametrize(
+    ("file", "format"), [("digits.pt2", ModelFormat.PT2), ("digits.torchscript.pt", ModelFormat.TORCHSCRIPT)]
+)
+def test_that_pytorch_is_missing_is_told_before_a_build(monkeypatch, file, format):
+    monkeypatch.setattr("app.build.inspect.find_spec", lambda name: None)
+
+    facts = describe(EXAMPLE / file, format)
+
+    assert facts.parameters and "PyTorch, which a build needs, is not installed" in facts.hint
+
+
 @pytest.mark.skipif(HAS_TORCH, reason="PyTorch is installed")
 def test_without_pytorch_a_build_of_its_files_says_how_to_get_it(tmp_path):
     from app.build.export import to_onnx
@@ -175,4 +187,4 @@ def test_without_pytorch_a_build_of_its_files_says_how_to_get_it(tmp_path):
     with pytest.raises(TorchMissing) as failure:
         to_onnx(EXAMPLE / "digits.pt2", ModelFormat.PT2, tmp_path / "model.onnx", BuildOptions(), Silent())
 
-    assert "pip install 'jetforge[torch]'" in failure.value.hint
+    assert "pip install -r requirements-torch.lock" in failure.value.hint

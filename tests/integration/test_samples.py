@@ -189,7 +189,7 @@ def test_a_file_of_several_inputs_has_an_array_for_each(tmp_path):
         ("single.npy", npy(np.ones(2, np.float32)), TWO, "use .npz"),
         ("names.npz", npz(a=np.ones(2, np.float32), c=np.ones(3)), TWO, "the model's inputs are a, b"),
         ("uneven.npz", npz(a=np.ones((2, 2), np.float32), b=np.ones((3, 3), np.int64)), TWO, "differ in samples"),
-        ("image.png", encoded(picture(1), ".png"), X, "takes tensors: x 4"),
+        ("image.png", encoded(picture(1), ".png"), X, "no recipe for images: x 4"),
     ],
 )
 def test_an_array_that_is_no_sample_says_why(tmp_path, name, data, inputs, reason):

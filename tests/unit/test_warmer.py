@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from app.serving.pool import EnginePool
 from app.serving.seats import WarmState
 from app.serving.service import InferenceService
 from app.serving.warmer import Warmer
-from app.storage.remembered import WarmFile
+from app.storage.remembered import Remembered, WarmFile
 from tests.fakes import LONG_S, FakeEngine, engine_record, eventually, row, soon
 
 
@@ -256,6 +256,45 @@ async def test_a_damaged_file_counts_as_an_empty_one(machine: Machine, text: str
     warmer, service = await machine.ready("a")
 
     assert list(warm(service)) == ["a:1"] and not warmer.is_starting
+
+
+class SlowFile(WarmFile):
+    """Its second write takes as long as the test likes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.entered, self.may_end = threading.Event(), threading.Event()
+        self.writes, self.under_way, self.overlapped = 0, 0, False
+
+    def write(self, engines: Sequence[Remembered]) -> None:
+        self.writes += 1
+        self.under_way += 1
+        self.overlapped |= self.under_way > 1
+        if self.writes == 2:
+            self.entered.set()
+            assert self.may_end.wait(LONG_S)
+        super().write(engines)
+        self.under_way -= 1
+
+
+async def test_what_is_warm_at_the_end_is_written_after_what_was_being_written(machine: Machine) -> None:
+    pool = EnginePool(machine.load, budget_bytes=300, keep_alive_s=60, contexts=1, queue_rows_max=8)
+    service, file = InferenceService(machine.find, pool, found_for_s=0), SlowFile(machine.file)
+    warmer = Warmer(service, (), file, clock=lambda: machine.now_s, look_every_s=0.001)
+    warmer.start()
+    await eventually(lambda: not warmer.is_starting)
+    await machine.use(service, "a")
+    await eventually(file.entered.is_set)
+    await machine.use(service, "b")
+
+    closing = asyncio.create_task(warmer.close())
+    await asyncio.sleep(0.02)
+    file.may_end.set()
+    await soon(closing)
+    await soon(service.close())
+
+    assert not file.overlapped
+    assert [engine.refs for engine in WarmFile(machine.file).read()] == [("a:1",), ("b:1",)]
 
 
 async def test_two_names_of_one_file_are_both_remembered(machine: Machine) -> None:

@@ -7,7 +7,7 @@ import sys
 
 from app.build.channel import ChannelBroken, Message
 from app.build.confined_child import Confined, serve
-from app.build.export.messages import ExportAnswer, ExportRequest
+from app.build.export.messages import INSTALL_TORCH, ExportAnswer, ExportRequest
 from app.domain.builds import ModelFormat
 from app.domain.errors import BuildFailed, BuildKilled, TorchMissing
 from app.storage.codec import decode, encode
@@ -23,8 +23,7 @@ def _imports(request: Message) -> None:
     except ImportError as error:
         raise TorchMissing(
             "The model is a PyTorch file, and PyTorch is not installed on this device.",
-            hint="Install it: pip install 'jetforge[torch]'. Or upload ONNX: torch.onnx.export(model, (example,),"
-            " 'model.onnx') writes it.",
+            hint=INSTALL_TORCH,
         ) from error
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     if request["task"] == "export":

@@ -9,6 +9,11 @@ from app.domain.builds import ModelFormat
 from app.domain.errors import ShapesContradict
 from app.domain.tensors import Shape, ShapeRange, TensorSpec, shape_text
 
+INSTALL_TORCH = (
+    "Install it beside the service: pip install -r requirements-torch.lock. Or upload ONNX, as"
+    " torch.onnx.export(model, (example,), 'model.onnx', external_data=False) writes it."
+)
+
 
 @dataclass(frozen=True)
 class AskedShapes:
