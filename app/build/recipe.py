@@ -35,7 +35,7 @@ from app.build.workdir import BuildSpec, WorkDir
 from app.build.workshop import Workshop
 from app.domain.builds import BuildOptions, BuiltEngine, Candidate, Precision
 from app.domain.jobs import Stage
-from app.domain.preprocess import SIZE_HINT
+from app.domain.preprocess import SIZE_HINT, Preprocess
 from app.domain.tensors import Signature, Tensor
 
 
@@ -129,8 +129,8 @@ def _planned(work: WorkDir, step: _Step, options: BuildOptions, report: Report) 
     shapes, answer = probed_shapes(source, ranges, reference)
     signature = Signature(source.inputs, source.outputs, ranges)
     preprocess = resolved_preprocess(signature, options.preprocess)
-    if preprocess is None and leaves_size_open(signature):
-        report.warn(f"The engine takes tensors, not images: the model leaves their size open. Give it: {SIZE_HINT}.")
+    if options.preprocess is None:
+        _warn_of_recipe(signature, preprocess, report)
     refuse_labels(options.labels, signature, _classes(answer))
     if source.inputs and all(spec.shape and spec.shape[0] > 0 for spec in source.inputs):
         report.step(f"the batch is fixed at {shapes.rows} by the model: requests are never joined into one run")
@@ -139,6 +139,18 @@ def _planned(work: WorkDir, step: _Step, options: BuildOptions, report: Report) 
     if not options.fold_preprocess:
         return step, plan, classes
     return *_folded(work, step, plan, report), classes
+
+
+def _warn_of_recipe(signature: Signature, preprocess: Preprocess | None, report: Report) -> None:
+    """Say what nobody asked for: a recipe that is not the one of the training ruins accuracy, and nothing fails."""
+    if preprocess is None and leaves_size_open(signature):
+        report.warn(f"The engine takes tensors, not images: the model leaves their size open. Give it: {SIZE_HINT}.")
+    if preprocess is not None and preprocess.channels == 3 and preprocess.dtype.is_float:
+        report.warn(
+            "Images are stretched and scaled to 0..1, as no recipe was given. If the network was trained so, say"
+            " preprocess=unit; torchvision's classifiers want preprocess=imagenet, Ultralytics' detectors want"
+            " preprocess=yolo."
+        )
 
 
 def _folded(work: WorkDir, step: _Step, plan: Plan, report: Report) -> tuple[_Step, Plan]:

@@ -53,6 +53,15 @@ def test_a_model_that_leaves_the_size_of_its_images_open_says_how_to_give_it(ben
     assert sized.preprocess is not None and sized.warnings == ()
 
 
+def test_a_recipe_for_colours_that_nobody_asked_for_is_told(bench):
+    model = networks.channel_means(8, 8)
+
+    guessed, asked = bench.build(model), bench.build(model, preprocess={"scale": 1 / 255})
+
+    assert guessed.preprocess == asked.preprocess
+    assert (["preprocess=imagenet" in text for text in guessed.warnings], asked.warnings) == ([True], ())
+
+
 def test_a_classifier_is_built_and_proven(bench):
     built = bench.build(networks.classifier(), labels=("a", "b", "c"))
 
