@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from app.backends.onnxruntime_session import (
     signature_of,
     unloadable,
 )
+from app.backends.onnxruntime_tactics import compared, made_up
 from app.domain.builds import BuildOptions, Facts, Int8Method, Placement, Precision
 from app.domain.errors import CompileFailed, EngineUnloadable
 from app.domain.tensors import ShapeRange
@@ -90,6 +92,8 @@ class OnnxRuntime(Backend):
     ) -> None:
         try:
             self._optimise(onnx, engine)
+            if options.precision is Precision.FP32:
+                self._try_winograd(onnx, ranges, engine, progress)
             self.load(engine).close()  # a graph can be optimised into one that the runtime then refuses
         except (RuntimeRefused, EngineUnloadable) as error:
             raise CompileFailed(
@@ -112,6 +116,27 @@ class OnnxRuntime(Backend):
         setup.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
         opened_session(onnx, setup)
         packed.pack(graph, weights, engine)
+
+    def _try_winograd(self, onnx: Path, ranges: Mapping[str, ShapeRange], engine: Path, progress: Progress) -> None:
+        """Put an engine whose convolutions are computed otherwise in the place of this one, if it is faster."""
+        from app.backends import onnxruntime_winograd as winograd
+
+        if not winograd.may_gain(onnx):
+            return
+        with tempfile.TemporaryDirectory(dir=engine.parent) as folder:
+            graph, other = Path(folder, "graph"), Path(folder, "engine")
+            self.fold(onnx, graph)
+            count = winograd.rewrite_file(graph)
+            inputs = made_up(signature_of(self._loaded(engine, 1)), ranges)
+            if not count or inputs is None:
+                return
+            self._optimise(graph, other)
+            ways = [partial(self._loaded, engine), partial(self._loaded, other)]
+            verdict = compared(ways, inputs, sorted({1, len(self._processors)}))
+            if verdict.is_faster:
+                other.replace(engine)
+        used = "used" if verdict.is_faster else "not used"
+        progress.step(f"Winograd's filtering is {used} for {count} convolutions: {verdict}")
 
     def fold(self, onnx: Path, out: Path) -> None:
         """Write the graph with its constants folded and batch normalisations taken into their convolutions: plain
