@@ -14,6 +14,8 @@ from load_generator import Kept, LoadGenerator
 from numpy.typing import NDArray
 
 WARM_S = 0.4  # before each slice, uncounted
+BARE = "bare"  # loops of the runtime in-process, with the engine's file
+BARE_UPLOAD = f"{BARE}, uploaded network"  # … with the network as it was uploaded, optimised by the runtime itself
 KEPT_A_SLICE = 40  # answers, about, that are checked
 
 

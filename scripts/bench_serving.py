@@ -20,7 +20,7 @@ import bench_systems
 import numpy as np
 import onnxruntime
 from bench_cases import Case, JpegCase
-from bench_cells import WARM_S, Cell, bare, loaded, run_rounds
+from bench_cells import BARE, BARE_UPLOAD, WARM_S, Cell, bare, loaded, run_rounds
 from bench_raw import Order
 from bench_report import rendered
 from bench_systems import BareLoops, asgi, bare_loops, engine_file, pid_of, port_of, resident_mib
@@ -200,14 +200,17 @@ class Bench:
     def _bare(self, loops: BareLoops, case: Case) -> list[Cell]:
         rows = self._folder / f"{case.name}.npy"
         np.save(rows, case.inputs)
-        model = str(self._folder / f"{case.name}.onnx")
-        base = Order(model, str(rows), self._seconds(case), WARM_S, threads=1, intra=1)
+        files = {BARE: self._folder / f"{case.name}.onnx"}
+        if not case.options:  # its inputs are the engine's
+            files[BARE_UPLOAD] = self._folder / f"{case.name}-uploaded.onnx"
+            files[BARE_UPLOAD].write_bytes(case.model)
         cores = len(self._servers)
         ways = [(1, 1, 1), (1, cores, 1), (cores, 1, 1), (1, cores, 8), (cores, 1, 8), (cores, 1, 32)]
         return [
-            bare(loops, case.name, f"bare, {intra} thread(s) a run, batch {batch}", order)
+            bare(loops, case.name, f"{name}, {intra} thread(s) a run, batch {batch}", order)
             for threads, intra, batch in dict.fromkeys(ways)
-            for order in [replace(base, threads=threads, intra=intra, batch=batch)]
+            for name, model in files.items()
+            for order in [Order(str(model), str(rows), self._seconds(case), WARM_S, threads, intra, batch)]
         ]
 
     def _echoes(self, servers: dict[str, tuple[int, int]], case: Case) -> list[Cell]:
@@ -250,7 +253,9 @@ class Bench:
         model, cores = str(self._folder / f"{images.engine}.onnx"), len(self._servers)
         base = Order(model, str(jpeg), self._args.seconds, WARM_S, threads=1, intra=1, recipe=recipe)
         cells = [
-            bare(loops, "jpeg", f"bare, {intra} thread(s) a run, batch 1", replace(base, threads=threads, intra=intra))
+            bare(
+                loops, "jpeg", f"{BARE}, {intra} thread(s) a run, batch 1", replace(base, threads=threads, intra=intra)
+            )
             for threads, intra in dict.fromkeys([(1, 1), (1, cores), (cores, 1)])
         ]
         requests = self._generator.written("jpeg", images.requests())
