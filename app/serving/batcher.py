@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
 
-from app.backends.base import Context, NotByRow
+from app.backends.base import NotByRow
 from app.domain.errors import ExecutionFailed, QueueFull, ServiceError, ShuttingDown
 from app.domain.tensors import Signature, Tensors
 from app.serving.contexts import ContextThread
 from app.serving.line import Line
 from app.serving.requests import Answered, Request, Run
+from app.serving.runs import Ran, executed, outcome
 from app.serving.tuning import ON_LOOP_JOINT_S, ON_LOOP_S, Pace
 
 log = logging.getLogger(__name__)
+
+LOOKS_MAX = 2  # turns that a run on the event loop waits for more requests, as long as each brings some
 
 
 class MicroBatcher:
     """A queue in front of an engine's contexts.
 
-    A free context takes, at the next turn of the event loop, what has gathered: first come, first served (see `Line`),
-    up to `rows_max` rows of one shape. No request waits for a timer. A request of more rows than that runs by itself.
+    A free context takes, at the next turn of the event loop or soon after, what has gathered: first come, first
+    served (see `Line`), up to `rows_max` rows of one shape. No request waits for a timer. A request of more rows than
+    that runs by itself.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class MicroBatcher:
         self._running = 0
         self._rest: asyncio.Future[None] | None = None  # somebody waits for nothing to run
         self._is_woken = False
+        self._looks = self._seen = 0  # turns that the next run has waited, and requests that were there at the last
         self._is_closed = False
 
     @property
@@ -132,14 +135,25 @@ class MicroBatcher:
 
     def _start_runs(self) -> None:
         self._is_woken = False
+        if self._looks_again():
+            self._wake()
+            return
         while self._line.waiting and (context := self._free_context()) is not None:
             stays = self._stays_on_loop(self._line.waiting[0].rows)
             batch = self._taken(stays)
             self._running += 1
             if stays:
-                self._finish(context, batch, *_outcome(batch, context.context))
+                self._finish(context, batch, *outcome(batch, context.context))
                 return  # the next turn is others'; what still waits was woken
-            context.start(partial(_executed, batch), partial(self._finish, context, batch))
+            context.start(partial(executed, batch), partial(self._finish, context, batch))
+
+    def _looks_again(self) -> bool:
+        """Whether a run on the event loop waits one turn more, as several requests have come: while they were read,
+        others may have come too, which would have to wait for this run, its answers, and the next run's."""
+        waiting = len(self._line.waiting)
+        more = max(1, self._seen) < waiting < self._rows_max and self._looks < LOOKS_MAX and self.is_short
+        self._looks, self._seen = (self._looks + 1, waiting) if more else (0, 0)
+        return more
 
     def _free_context(self) -> ContextThread | None:
         if self._lent_wide is not None:  # a run beside it would slow both down by more than it waits
@@ -194,7 +208,7 @@ class MicroBatcher:
         return self._line.taken(rows_max)
 
     def _finish(
-        self, context: ContextThread, batch: list[Request], ran: _Ran | None, error: BaseException | None
+        self, context: ContextThread, batch: list[Request], ran: Ran | None, error: BaseException | None
     ) -> None:
         self._running -= 1
         self._free(context)
@@ -210,7 +224,7 @@ class MicroBatcher:
         if self._rest is not None and not self._running and not self._rest.done():
             self._rest.set_result(None)
 
-    def _deliver(self, batch: list[Request], ran: _Ran) -> None:
+    def _deliver(self, batch: list[Request], ran: Ran) -> None:
         batch_rows = sum(request.rows for request in batch)
         took_s = ran.ended_s - ran.started_s
         if self._line.waiting:
@@ -249,30 +263,6 @@ def rows_limit(signature: Signature) -> int:
     """Most rows of one run: `rows_max`, or less where the ranges allow less."""
     longest = [allowed.max[0] for allowed in signature.ranges.values() if allowed.max]
     return max(1, min([signature.rows_max, *longest]))
-
-
-class _Ran(NamedTuple):
-    parts: list[Tensors]
-    taken_s: float
-    started_s: float  # when all tensors were there
-    ended_s: float
-
-
-def _executed(batch: Sequence[Request], context: Context) -> _Ran:
-    """Join, run and split where the context is, so that the event loop copies nothing while a thread runs."""
-    taken_s = time.perf_counter()
-    for request in batch:
-        request.prepare()
-    started_s = time.perf_counter()
-    outputs = context.run_joined([request.tensors for request in batch], [request.rows for request in batch])
-    return _Ran(outputs, taken_s, started_s, time.perf_counter())
-
-
-def _outcome(batch: Sequence[Request], context: Context) -> tuple[_Ran | None, BaseException | None]:
-    try:
-        return _executed(batch, context), None
-    except Exception as error:
-        return None, error
 
 
 def _fail(request: Request, error: ServiceError) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from app.backends.base import Context
 from app.domain.tensors import Tensors
-from app.serving.batcher import MicroBatcher
+from app.serving.batcher import LOOKS_MAX, MicroBatcher
 from app.serving.contexts import ContextThread
+from app.serving.requests import Run
 from app.serving.tuning import ON_LOOP_S, Pace, measured, reaches
 from tests.fakes import FakeContext, FakeEngine, Gate, row, soon
 
@@ -113,6 +114,11 @@ async def a_batcher(
         await soon(context.close())
 
 
+def short() -> Pace:
+    """Of an engine whose runs stay on the event loop."""
+    return Pace(ON_LOOP_S / 10, ON_LOOP_S / 100)
+
+
 async def submitted_together(batcher: MicroBatcher, *values: float, return_exceptions: bool = False) -> list[Any]:
     requests = (batcher.submit(row(value), 1) for value in values)
     return await asyncio.gather(*requests, return_exceptions=return_exceptions)
@@ -123,12 +129,40 @@ def used(context: FakeContext) -> set[int]:
 
 
 async def test_a_short_run_stays_on_the_event_loop_and_still_joins_what_has_gathered() -> None:
-    async with a_batcher(Pace(ON_LOOP_S / 10, ON_LOOP_S / 100)) as (batcher, engine):
+    async with a_batcher(short()) as (batcher, engine):
         runs = await soon(submitted_together(batcher, 1, 2, 3))
 
         assert used(engine.opened[0]) == {threading.get_ident()}
         assert [run.outputs["y"][0, 0] for run in runs] == [2, 4, 6]
         assert [run.batch_rows for run in runs] == [3, 3, 3]
+
+
+async def after(turns: int, batcher: MicroBatcher, value: float) -> Run:
+    """A request that comes so many turns of the event loop later."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    return await batcher.submit(row(value), 1)
+
+
+async def test_requests_that_come_while_others_are_read_join_their_short_run() -> None:
+    async with a_batcher(short()) as (batcher, _):
+        runs = await soon(asyncio.gather(*(after(turns, batcher, 1) for turns in (0, 0, 1))))
+
+        assert [run.batch_rows for run in runs] == [3, 3, 3]
+
+
+async def test_a_lone_request_waits_for_nobody() -> None:
+    async with a_batcher(short()) as (batcher, _):
+        runs = await soon(asyncio.gather(*(after(turns, batcher, 1) for turns in (0, 1))))
+
+        assert [run.batch_rows for run in runs] == [1, 1]
+
+
+async def test_a_short_run_waits_for_a_few_turns_only() -> None:
+    async with a_batcher(short(), rows_max=32) as (batcher, _):
+        runs = await soon(asyncio.gather(*(after(turns, batcher, 1) for turns in (0, *range(20)))))
+
+        assert runs[0].batch_rows == 2 + LOOKS_MAX
 
 
 async def test_a_long_run_never_holds_up_the_event_loop() -> None:
@@ -139,7 +173,7 @@ async def test_a_long_run_never_holds_up_the_event_loop() -> None:
 
 
 async def test_a_failing_short_run_fails_its_own_request_only() -> None:
-    async with a_batcher(Pace(ON_LOOP_S / 10, ON_LOOP_S / 100)) as (batcher, _):
+    async with a_batcher(short()) as (batcher, _):
         first, poison, last = await soon(submitted_together(batcher, 1, -2, 3, return_exceptions=True))
 
         assert (first.outputs["y"][0, 0], last.outputs["y"][0, 0]) == (2, 6)
