@@ -18,18 +18,19 @@ Imports the onnx package: for the build child only.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from app.backends.onnxruntime_models import opset_of, split_tensors
-from app.backends.onnxruntime_writer import GraphWriter, shapes_of
+from app.backends.onnxruntime_rewriting import Conv, GraphWriter, attributes_of, shapes_of
 
-_CHANNELS_MIN = 64  # below, the sums take longer than the products that are saved (32: 0.9 to 1.0 of the speed)
+_CHANNELS_MIN = 48  # below, the sums take as long as the products that are saved, at least with several threads
 _LINES_MIN = 7
 _OPSET_MIN = 10  # since when Slice takes its bounds as inputs
 _BLOCK = 16  # channels of the blocked layout, at most
@@ -43,28 +44,14 @@ class Lines(NamedTuple):
     odd: str
 
 
-class _Conv(NamedTuple):
-    """What a convolution asks for, down the lines and across."""
+class _Open(NamedTuple):
+    """A convolution whose last sums are still to be written; the names are those above."""
 
-    node: onnx.NodeProto
-    weights: TensorProto
-    attributes: dict[str, Any]
-    height: int  # of the kernel
-    stride: int  # down
-    top: int  # lines of zeros before the first, and after the last
-    bottom: int
-    left: int
-    right: int
-    across: int  # stride
-
-    @property
-    def operands(self) -> list[str]:
-        """Weights, and the bias if there is one."""
-        return list(self.node.input[1:])
-
-    @property
-    def bias(self) -> list[str]:
-        return self.operands[1:]
+    conv: Conv
+    d0_d2: str
+    d1_d3: str
+    m2: str
+    m3: str
 
 
 def may_gain(path: Path) -> bool:
@@ -106,7 +93,11 @@ class _Rewriting:
         self._weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in given}
         self._writer = GraphWriter(model.graph, "winograd")
         self._lines: dict[str, Lines] = {}
-        self._apart: set[str] = set()  # of these there are only the lines so far
+        self._apart: set[str] = set()  # of these there are only the lines so far,
+        self._open: dict[str, _Open] = {}  # or not even they
+        self._differences: dict[str, str] = {}  # odd lines less even ones; as many as there are even ones
+        self._uses = Counter(name for node in model.graph.node for name in node.input)
+        self._uses.update(value.name for value in model.graph.output)
         self._count = 0
 
     def done(self) -> int:
@@ -131,56 +122,81 @@ class _Rewriting:
 
     # --- convolutions ------------------------------------------------------------------------------------------------
 
-    def _conv(self, node: onnx.NodeProto) -> _Conv | None:
+    def _conv(self, node: onnx.NodeProto) -> Conv | None:
         """What the node asks for; None when that is not known or not plain."""
         weights = self._weights.get(node.input[1])
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         is_plain = attributes.get("auto_pad", b"NOTSET") == b"NOTSET" and set(attributes.get("dilations", (1,))) == {1}
         if weights is None or weights.data_type != TensorProto.FLOAT or not is_plain or not self._are_images(node):
             return None
         top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
         down, across = attributes.get("strides", (1, 1))
-        return _Conv(node, weights, attributes, weights.dims[2], down, top, bottom, left, right, across)
+        return Conv(node, weights, attributes, weights.dims[2], down, top, bottom, left, right, across)
 
-    def _gains(self, conv: _Conv) -> bool:
+    def _gains(self, conv: Conv) -> bool:
         filters, channels, height, width = conv.weights.dims
         is_alike = (height, conv.stride, conv.top, conv.bottom) == (3, 1, 1, 1) and width >= 3
         is_blocked = channels % _BLOCK == filters % _BLOCK == 0 and conv.attributes.get("group", 1) == 1
         is_large = min(channels, filters) >= _CHANNELS_MIN and self._shapes[conv.node.input[0]][2] >= _LINES_MIN
         return is_alike and is_blocked and is_large
 
-    def _filter(self, conv: _Conv) -> None:
-        """F(2, 3). With an odd number of lines the last pair lacks its second: `missing` is 1."""
-        even, odd = self._split(conv.node.input[0])
-        missing = self._shapes[conv.node.input[0]][2] % 2
+    def _filter(self, conv: Conv) -> None:
+        """F(2, 3), but for the last sums: what is added to the answer may be added before. With an odd number of lines
+        the last pair lacks its second: `missing` is 1."""
+        name = conv.node.input[0]
+        even, odd = self._split(name)
+        missing = self._shapes[name][2] % 2
         kernel = numpy_helper.to_array(conv.weights)
-        filters, channels = kernel.shape[:2]
+        channels = kernel.shape[1]
         g0, g1, g2 = (kernel[:, :, line : line + 1] for line in range(3))
         write, sums = self._writer, self._writer.by_channel
-        odd_or_zero = sums(odd, channels, [1], bottom=1) if missing else odd
 
-        d0_d2 = sums(odd, channels, [1, -1], top=1, bottom=missing)
-        d1_d3 = sums(even, channels, [1, -1], bottom=1 - missing)
-        d1_and_d2 = write.node("Add", even, odd_or_zero)
+        d1_and_d2 = write.node("Add", even, sums(odd, channels, [1], bottom=1) if missing else odd)
         d2_d1 = write.node("Add", sums(even, channels, [-2]), d1_and_d2)
-        m2 = self._product(conv, d1_and_d2, (g0 + g1 + g2) / 2, *conv.bias)
-        m3 = self._product(conv, d2_d1, (g0 - g1 + g2) / 2)
-        m2_and_m3 = write.node("Add", m2, m3)
+        self._differences[name] = d2_d1
+        self._open[conv.node.output[0]] = _Open(
+            conv,
+            sums(odd, channels, [1, -1], top=1, bottom=missing),
+            sums(even, channels, [1, -1], bottom=1 - missing),
+            self._product(conv, d1_and_d2, (g0 + g1 + g2) / 2, *conv.bias),
+            self._product(conv, d2_d1, (g0 - g1 + g2) / 2),
+        )
+        self._apart.add(conv.node.output[0])
+        self._count += 1
+
+    def _closed(self, opened: _Open, result: str, added: str = "") -> None:
+        """The last sums of `_filter`, and another tensor of the same shape."""
+        kernel = numpy_helper.to_array(opened.conv.weights)
+        filters, missing = len(kernel), self._shapes[result][2] % 2
+        write, sums = self._writer, self._writer.by_channel
+        m2, m3 = opened.m2, opened.m3
+        if added:
+            m2 = write.node("Add", m2, self._split(added).even)
         m2_m3 = write.node(
             "Add",
             sums(m3, filters, [-1, 0] if missing else [-1]),
             sums(m2, filters, [1, 0]) if missing else m2,
         )
+        if added:  # the odd lines have its even ones now, as m2 is in both
+            m2_m3 = write.node("Add", m2_m3, self._difference(added))
         self._have_lines(
-            conv.node.output[0],
-            write.node("Add", self._product(conv, d0_d2, g0), m2_and_m3),
-            write.node("Add", self._product(conv, d1_d3, -g2), m2_m3),
+            result,
+            write.node("Add", self._product(opened.conv, opened.d0_d2, kernel[:, :, :1]), write.node("Add", m2, m3)),
+            write.node("Add", self._product(opened.conv, opened.d1_d3, -kernel[:, :, 2:]), m2_m3),
         )
-        self._count += 1
 
-    def _conv_of_lines(self, conv: _Conv) -> bool:
+    def _difference(self, name: str) -> str:
+        """Odd lines less the even ones before them."""
+        (even, odd), (_, channels, height, _) = self._split(name), self._shapes[name]
+        missing, sums = height % 2, self._writer.by_channel
+        if name in self._differences:
+            found = self._differences[name]
+            return sums(found, channels, [1, 0]) if missing else found
+        return self._writer.node("Add", sums(even, channels, [-1, 0] if missing else [-1]), odd)
+
+    def _conv_of_lines(self, conv: Conv) -> bool:
         """Other convolutions whose input is there as lines, where these can be used as they are."""
-        even, odd = self._lines[conv.node.input[0]]
+        even, odd = self._split(conv.node.input[0])
         result = conv.node.output[0]
         asked = (conv.height, conv.stride, conv.top, conv.bottom)
         if asked == (1, 1, 0, 0):
@@ -200,7 +216,7 @@ class _Rewriting:
         return asked in {(1, 1, 0, 0), (1, 2, 0, 0), (3, 2, 1, 1)}
 
     def _product(
-        self, conv: _Conv, lines: str, kernel: NDArray[np.float32], *bias: str, top: int = 0, bottom: int = 0
+        self, conv: Conv, lines: str, kernel: NDArray[np.float32], *bias: str, top: int = 0, bottom: int = 0
     ) -> str:
         """Each of these lines with another kernel; across, as before."""
         changed = {
@@ -215,11 +231,15 @@ class _Rewriting:
 
     def _by_line(self, node: onnx.NodeProto) -> bool:
         """Write the node once for even and once for odd lines, where every line is by itself."""
-        attributes = _attributes(node)
+        attributes = attributes_of(node)
         is_sum = node.op_type in {"Add", "Mul"} and self._shapes.get(node.input[0]) == self._shapes.get(node.input[1])
         is_concat = node.op_type == "Concat" and attributes["axis"] == 1
         if not (node.op_type in _BY_ELEMENT or is_sum or is_concat) or not self._are_images(node):
             return False
+        for name, added in (node.input, reversed(node.input)) if node.op_type == "Add" else ():
+            if name in self._open and self._uses[name] == 1:
+                self._closed(self._open.pop(name), node.output[0], added)
+                return True
         lines = [self._split(name) for name in node.input]
         self._have_lines(
             node.output[0], *(self._writer.node(node.op_type, *part, **attributes) for part in zip(*lines, strict=True))
@@ -239,6 +259,8 @@ class _Rewriting:
         self._apart.add(name)
 
     def _split(self, name: str) -> Lines:
+        if name in self._open:
+            self._closed(self._open.pop(name), name)
         if name not in self._lines:
             channels = self._shapes[name][1]
             by_channel = self._writer.by_channel
@@ -251,8 +273,8 @@ class _Rewriting:
         """Make the tensor out of its lines, if it is not there: side by side, an even and an odd line are two lines."""
         if name not in self._apart:
             return
+        even, odd = self._split(name)
         self._apart.remove(name)
-        even, odd = self._lines[name]
         _, channels, height, width = self._shapes[name]
         write = self._writer
         if height % 2:
@@ -265,7 +287,3 @@ class _Rewriting:
         whole = write.node("Reshape", pairs, shape)
         bounds = [write.constant(np.array([number])) for number in (0, height, 2)]
         write.node("Slice", whole, *bounds, output=name)
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}

@@ -1,14 +1,38 @@
-"""Graphs rewritten node by node. Imports the onnx package: for the build child only."""
+"""What it takes to rewrite a graph node by node. Imports the onnx package: for the build child only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+
+class Conv(NamedTuple):
+    """What a convolution asks for, down the lines and across."""
+
+    node: onnx.NodeProto
+    weights: TensorProto
+    attributes: dict[str, Any]
+    height: int  # of the kernel
+    stride: int  # down
+    top: int  # lines of zeros before the first, and after the last
+    bottom: int
+    left: int
+    right: int
+    across: int  # stride
+
+    @property
+    def operands(self) -> list[str]:
+        """Weights, and the bias if there is one."""
+        return list(self.node.input[1:])
+
+    @property
+    def bias(self) -> list[str]:
+        return self.operands[1:]
 
 
 class GraphWriter:
@@ -69,6 +93,11 @@ class GraphWriter:
             del field[:]
         graph.node.extend(self._nodes)
         graph.initializer.extend((*kept, *self._constants))
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """The node's attributes, by name."""
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def shapes_of(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
