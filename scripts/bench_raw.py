@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 from pydantic import TypeAdapter
 
+from app.backends.onnxruntime_pair import graph_of
 from app.domain.preprocess import Preprocess, row_from_image
 
 onnxruntime.set_default_logger_severity(4)
@@ -81,7 +82,9 @@ def _work(order: Order) -> Callable[[], object]:
 def _session(model: str, intra: int) -> Any:
     setup = onnxruntime.SessionOptions()
     setup.intra_op_num_threads = intra
-    return onnxruntime.InferenceSession(model, setup, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        graph_of(Path(model), intra) or model, setup, providers=["CPUExecutionProvider"]
+    )
 
 
 if __name__ == "__main__":

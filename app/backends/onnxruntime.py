@@ -21,6 +21,7 @@ from app.backends.base import Backend, LoadedEngine, Progress, Samples
 from app.backends.cpu import cpu_name
 from app.backends.memory import available_bytes
 from app.backends.onnxruntime_engine import OnnxRuntimeEngine, Sessions
+from app.backends.onnxruntime_pair import graph_bytes, pair
 from app.backends.onnxruntime_session import (
     FATAL,
     RuntimeRefused,
@@ -118,7 +119,7 @@ class OnnxRuntime(Backend):
         packed.pack(graph, weights, engine)
 
     def _try_winograd(self, onnx: Path, ranges: Mapping[str, ShapeRange], engine: Path, progress: Progress) -> None:
-        """Put an engine whose convolutions are computed otherwise in the place of this one, if it is faster."""
+        """Compute convolutions otherwise where that is faster: in all runs, or in those of a single thread."""
         from app.backends import onnxruntime_winograd as winograd
 
         if not winograd.may_gain(onnx):
@@ -128,15 +129,16 @@ class OnnxRuntime(Backend):
             self.fold(onnx, graph)
             count = winograd.rewrite_file(graph)
             inputs = made_up(signature_of(self._loaded(engine, 1)), ranges)
-            if not count or inputs is None:
+            if not count or not inputs:
                 return
             self._optimise(graph, other)
             ways = [partial(self._loaded, engine), partial(self._loaded, other)]
             verdict = compared(ways, inputs, sorted({1, len(self._processors)}))
-            if verdict.is_faster:
+            if verdict.is_always_faster:
                 other.replace(engine)
-        used = "used" if verdict.is_faster else "not used"
-        progress.step(f"Winograd's filtering is {used} for {count} convolutions: {verdict}")
+            elif verdict.is_faster_with_one_thread:
+                pair(engine, other)
+        progress.step(f"Winograd's filtering of {count} convolutions is used {verdict}")
 
     def fold(self, onnx: Path, out: Path) -> None:
         """Write the graph with its constants folded and batch normalisations taken into their convolutions: plain
@@ -160,7 +162,7 @@ class OnnxRuntime(Backend):
             signature = signature_of(session)
         except RuntimeRefused as error:
             raise unloadable(error) from error
-        sessions = Sessions(partial(self._loaded, engine), engine.stat().st_size, self._threads, session)
+        sessions = Sessions(partial(self._loaded, engine), graph_bytes(engine), self._threads, session)
         return OnnxRuntimeEngine(sessions, self._threads_of, self._home, signature)
 
     def _loaded(self, engine: Path, threads: int) -> Any:
@@ -177,7 +179,7 @@ class OnnxRuntime(Backend):
         if is_ort_format(engine):  # of an upload; told by its content, as stored files have no suffix
             setup.add_session_config_entry("session.load_model_format", "ORT")
         try:
-            return opened_session(engine, setup)
+            return opened_session(engine, setup, threads)
         except RuntimeRefused as error:
             raise unloadable(error) from error
 

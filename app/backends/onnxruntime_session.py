@@ -11,6 +11,7 @@ from typing import Any
 import onnxruntime as ort
 
 from app.backends import onnxruntime_packed as packed
+from app.backends.onnxruntime_pair import graph_of
 from app.domain.errors import EngineUnloadable
 from app.domain.tensors import ANY, DType, Signature, TensorSpec
 
@@ -36,13 +37,18 @@ class RuntimeRefused(Exception):
     """The runtime's own words, on one line, without paths."""
 
 
-def opened_session(path: Path, setup: Any) -> Any:
+def opened_session(path: Path, setup: Any, threads: int = 1) -> Any:
     """A session over the file, packed or not, on processors.
+
+    Args:
+        threads: of a run, for a file that has a graph of its own for one.
 
     Raises:
         RuntimeRefused: the runtime does not take it.
     """
     try:
+        if (graph := graph_of(path, threads)) is not None:
+            return ort.InferenceSession(graph, setup, providers=["CPUExecutionProvider"])
         graph = packed.packed_graph(path)
         if graph is None:
             return ort.InferenceSession(str(path), setup, providers=["CPUExecutionProvider"])

@@ -17,7 +17,7 @@ from app.build.appraisal import ANSWER, ENGINE, FAILURE, REQUEST, Appraised
 from app.build.latency import measured_latency
 from app.build.process import be_first_to_go, die_with_parent
 from app.domain.builds import Latency
-from app.domain.errors import EngineTooLarge, ExecutionFailed, ServiceError
+from app.domain.errors import EngineTooLarge, EngineUnloadable, ExecutionFailed, ServiceError
 from app.domain.jobs import Failure
 from app.domain.tensors import Tensors, warm_up_inputs
 from app.storage.codec import encode
@@ -49,7 +49,7 @@ def appraise(backend: Backend, engine: Path) -> Appraised:
         ModelInvalid, ExternalDataMissing: an ONNX file that is damaged or names other files.
     """
     if backend.name == "onnxruntime":
-        _refuse_other_files(engine)
+        _refuse_strange_graphs(engine, backend)
     with closing(backend.load(engine)) as loaded:
         answer, latency, problem = _tried(loaded)
         lengths = {name: tensor.shape[-1] if tensor.shape else 1 for name, tensor in answer.items()}
@@ -60,13 +60,35 @@ def _refuse(folder: Path, error: ServiceError) -> None:
     (folder / FAILURE).write_text(encode(Failure(error.code, error.detail, error.hint)))
 
 
-def _refuse_other_files(engine: Path) -> None:
-    """Raise ExternalDataMissing for a graph that names files of this device as its weights."""
+def _refuse_strange_graphs(engine: Path, backend: Backend) -> None:
+    """Refuse what a build would not have made.
+
+    Raises:
+        ExternalDataMissing: a graph names files of this device as its weights.
+        EngineUnloadable: the engine has two graphs that are not of one network.
+    """
+    from app.backends.onnxruntime_pair import graph_of
     from app.backends.onnxruntime_session import is_ort_format
     from app.build.graph import parsed
 
-    if not is_ort_format(engine):
-        parsed(engine)
+    if is_ort_format(engine):
+        return
+    signatures = []
+    for threads in (1, 2):
+        graph = graph_of(engine, threads)
+        if graph is None:
+            parsed(engine)
+            return
+        part = engine.with_name(f"graph-{threads}")
+        part.write_bytes(graph)
+        parsed(part)
+        with closing(backend.load(part)) as loaded:
+            signatures.append(loaded.signature)
+    if signatures[0] != signatures[1]:
+        raise EngineUnloadable(
+            "The engine has two graphs, and these have different inputs or outputs.",
+            hint="Build the engine again on this device.",
+        )
 
 
 def _tried(loaded: LoadedEngine) -> tuple[Tensors, Latency, str]:

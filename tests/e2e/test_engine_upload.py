@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -53,6 +55,12 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     yield running
     assert running.stop() == 0
     assert "Traceback" not in running.log
+
+
+def paired(several: onnx.ModelProto, single: onnx.ModelProto) -> bytes:
+    """An engine of two graphs, as builds on ONNX Runtime make it: for runs of several threads and of one."""
+    content = single.SerializeToString()
+    return bytes(several.SerializeToString() + content + struct.pack("<Q8s", len(content), b"jetpair1"))
 
 
 def upload(client: httpx.Client, engine: bytes, name: str = "mine", **fields: str) -> httpx.Response:
@@ -109,6 +117,15 @@ def test_a_raw_body_and_the_runtimes_own_format_are_taken(
     assert sent.json()["preprocess"]["color"] == "gray"
 
 
+def test_an_engine_of_two_graphs_is_served(client: httpx.Client) -> None:
+    sent = upload(client, paired(networks.doubled(), networks.doubled()), "two")
+
+    assert sent.status_code == 201, sent.text
+    assert client.post("/infer/two", json={"inputs": {"x": [[1, 2, 3, 4]]}}).json()["outputs"]["y"]["data"] == [
+        [2, 4, 6, 8]
+    ]
+
+
 @pytest.mark.parametrize(
     ("engine", "fields", "code", "told"),
     [
@@ -118,6 +135,9 @@ def test_a_raw_body_and_the_runtimes_own_format_are_taken(
         (b"yolo.engine", {}, "engine_rejected", "a file's name"),
         (networks.custom_operators().SerializeToString(), {}, "engine_rejected", "acme"),
         (networks.external_weights("/etc/passwd").SerializeToString(), {}, "engine_rejected", "other files"),
+        (paired(networks.external_weights("/etc/passwd"), networks.doubled()), {}, "engine_rejected", "other files"),
+        (paired(networks.doubled(), networks.external_weights("/etc/passwd")), {}, "engine_rejected", "other files"),
+        (paired(networks.doubled(), networks.classifier()), {}, "engine_rejected", "different inputs"),
         (b"ptrt" + bytes(64), {}, "backend_missing", "is a TensorRT engine, and this device has no TensorRT"),
         (b"ftrt" + b"\x9f\x03" * 40, {}, "backend_missing", "is a TensorRT engine, and this device has no TensorRT"),
         ((DIGITS / "digits.torchscript.pt").read_bytes(), {}, "engine_rejected", "a TorchScript network"),
@@ -134,7 +154,7 @@ def test_a_raw_body_and_the_runtimes_own_format_are_taken(
         (networks.endless_loop().SerializeToString(), {}, "engine_hangs", "6 s"),
         (networks.doubled_with_marker("x" * (9 << 20)).SerializeToString(), {}, "engine_too_large", "8 MiB"),
     ],
-    ids=range(21),
+    ids=range(24),
 )
 def test_what_cannot_be_served_is_refused_with_its_reason_and_leaves_nothing(
     service: Service, client: httpx.Client, engine: bytes, fields: dict[str, str], code: str, told: str
