@@ -36,6 +36,7 @@ class MicroBatcher:
         *,
         rows_max: int,
         queue_rows_max: int,
+        crowd_rows: int = 1,
         wide: ContextThread | None = None,
         pace: Pace | None = None,
     ) -> None:
@@ -43,6 +44,7 @@ class MicroBatcher:
         Args:
             rows_max: most rows of a joint run (`rows_limit`); 1 = requests are never joined.
             queue_rows_max: most rows that may wait.
+            crowd_rows: most rows of a joint run where `rows_max` is 1, of requests that have come as tensors.
             wide: a context with every processor, for when fewer requests wait than there are other contexts; nothing
                 runs beside it. None: there is none.
             pace: of an engine that may run on any thread: short runs then stay on the event loop; None: none does.
@@ -58,6 +60,7 @@ class MicroBatcher:
         self._lent_wide: ContextThread | None = None  # while it runs
         self._pace = pace
         self._rows_max = rows_max
+        self._crowd_rows = crowd_rows
         self._queue_rows_max = queue_rows_max
         self._line = Line()
         self._running = 0
@@ -174,7 +177,8 @@ class MicroBatcher:
         """Whether a context that runs is given its next run already: while many wait that nothing is gained by
         joining, so that it does not rest for as long as the event loop takes to hear of its end. Not with a run of many
         rows: a smaller request that comes meanwhile could not pass it any more."""
-        is_crowded = self._pace is not None and self._rows_max == 1 and len(self._line.waiting) >= self._enough
+        is_alone = self._rows_max == self._crowd_rows == 1
+        is_crowded = self._pace is not None and is_alone and len(self._line.waiting) >= self._enough
         return is_crowded and self._line.waiting[0].rows == 1 and not self.is_short
 
     def _free(self, context: ContextThread) -> None:
@@ -202,7 +206,7 @@ class MicroBatcher:
         return self._pace is not None and self._pace.seconds(rows) <= ON_LOOP_S
 
     def _taken(self, stays_on_loop: bool) -> list[Request]:
-        rows_max = self._rows_max
+        rows_max = max(self._rows_max, self._crowd_rows)
         if stays_on_loop and self._pace is not None:
             rows_max = min(rows_max, self._pace.rows_within(ON_LOOP_JOINT_S))
         return self._line.taken(rows_max)
@@ -243,9 +247,9 @@ class MicroBatcher:
 
     def _retry_alone(self, batch: list[Request], error: BaseException | None) -> None:
         """Put a failed joint run's requests back at the head, each to run by itself: one may have spoilt it."""
-        if isinstance(error, NotByRow) and self._rows_max > 1:
+        if isinstance(error, NotByRow) and max(self._rows_max, self._crowd_rows) > 1:
             log.error("an engine does not answer row by row; its requests are joined no more: %s", error)
-            self._rows_max = 1
+            self._rows_max = self._crowd_rows = 1
         for request in reversed(batch):
             if not request.answer.done():
                 request.alone = True

@@ -12,7 +12,9 @@ from app.domain.tensors import Tensors
 BUDGET_S = 0.4  # for one engine, beside its warm-up runs
 ON_LOOP_S = 0.0003  # a run up to this long costs less than the way to a thread and back
 ON_LOOP_JOINT_S = 0.001  # of a joint run that stays on the event loop
-GAIN = 0.85  # something pays when it takes at most this share of the time
+GAIN = 0.85  # something pays when it takes at most this share of the time,
+NO_LOSS = 1.05  # and costs nothing up to this one, as roughly as it is measured
+CROWD_ROWS = 4  # of a joint run that costs nothing, where many wait for an only context
 WIDE_BUDGET_S = 0.3  # for the second session of an engine whose lone requests might gain by it
 _TIMES_MAX = 5  # the fastest of so many runs counts: what else the device does only adds
 _JOINT_ROWS = (8, 4, 2)
@@ -53,7 +55,18 @@ class Tuning:
     """What was found out."""
 
     pace: Pace
-    joining_pays: bool  # one run of several rows is faster than as many runs of one
+    joint_share: float  # of the time of as many runs of one row, that a run of several takes; inf: not measured
+
+    @property
+    def joining_pays(self) -> bool:
+        """Whether one run of several rows is faster than as many runs of one."""
+        return self.joint_share <= GAIN
+
+    def crowd_rows(self, contexts: int, rows_max: int) -> int:
+        """Rows that are joined although that does not pay: an only context loses less time between its runs, and
+        several would take each other's work."""
+        is_free = contexts == 1 and self.joint_share <= NO_LOSS
+        return min(CROWD_ROWS, rows_max) if is_free else 1
 
 
 def measured(context: Context, make_inputs: MakeInputs, rows_max: int) -> Tuning:
@@ -69,7 +82,7 @@ def measured(context: Context, make_inputs: MakeInputs, rows_max: int) -> Tuning
     left_s = BUDGET_S - (time.perf_counter() - started_s)
     rows = next((rows for rows in _JOINT_ROWS if rows <= rows_max and 2 * rows * one_row_s <= left_s), None)
     if rows is None:
-        return Tuning(Pace(one_row_s, one_row_s), joining_pays=False)
+        return Tuning(Pace(one_row_s, one_row_s), float("inf"))
     joint = make_inputs(rows)
     joint_s = float("inf")
     end_s = time.perf_counter() + left_s
@@ -79,7 +92,7 @@ def measured(context: Context, make_inputs: MakeInputs, rows_max: int) -> Tuning
         if time.perf_counter() + joint_s + one_row_s > end_s:
             break
     row_s = max((joint_s - one_row_s) / (rows - 1), one_row_s / 100)
-    return Tuning(Pace(one_row_s, row_s), joint_s <= GAIN * rows * one_row_s)
+    return Tuning(Pace(one_row_s, row_s), joint_s / (rows * one_row_s))
 
 
 def fastest(context: Context, inputs: Tensors, limit_s: float) -> float:

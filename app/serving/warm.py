@@ -63,9 +63,11 @@ class WarmEngine:
             raise
         if tuning:
             _tell(tuning, wide)
+        rows_max = rows_limit(signature)
         batcher = MicroBatcher(
             [context for context in opened if context is not wide],
-            rows_max=rows_limit(signature) if tuning is None or tuning.joining_pays else 1,
+            rows_max=rows_max if tuning is None or tuning.joining_pays else 1,
+            crowd_rows=tuning.crowd_rows(count, rows_max) if tuning else 1,
             queue_rows_max=queue_rows_max,
             wide=wide,
             pace=tuning.pace if tuning else None,

@@ -28,10 +28,11 @@ async def a_batcher(
     rows_max: int = 4,
     queue_rows_max: int = 8,
     contexts: int = 1,
+    crowd_rows: int = 1,
 ) -> AsyncIterator[MicroBatcher]:
     engine = FakeEngine(gate=gate, answer=answer)
     opened = [await ContextThread.opened(engine.open_context) for _ in range(contexts)]
-    batcher = MicroBatcher(opened, rows_max=rows_max, queue_rows_max=queue_rows_max)
+    batcher = MicroBatcher(opened, rows_max=rows_max, queue_rows_max=queue_rows_max, crowd_rows=crowd_rows)
     try:
         yield batcher
     finally:
@@ -69,6 +70,28 @@ async def test_what_gathers_within_one_turn_of_the_event_loop_is_one_run() -> No
         assert [run.batch_rows for run in runs] == [3, 3, 3]
         assert batcher.runs == 1
         assert (batcher.requests, batcher.rows) == (3, 3)
+
+
+async def test_a_crowd_is_joined_where_joining_does_not_pay() -> None:
+    gate = Gate()
+    async with a_batcher(gate, rows_max=1, crowd_rows=2) as batcher:
+        async with busy(batcher, gate):
+            tasks = [submitted(batcher, number) for number in (1, 2, 3)]
+            await eventually(lambda: batcher.waiting_rows == 3)
+
+        assert [await value(task) for task in tasks] == [2, 4, 6]
+        assert gate.runs == [1, 2, 1]
+
+
+async def test_requests_that_bring_no_tensors_are_not_joined_in_a_crowd() -> None:
+    gate = Gate()
+    async with a_batcher(gate, rows_max=1, crowd_rows=4) as batcher:
+        answers = [asyncio.get_running_loop().create_future() for _ in range(2)]
+        async with busy(batcher, gate):
+            for answer in answers:
+                batcher.enqueue(lambda: row(1), 1, answer)
+
+        assert [run.batch_rows for run in await soon(asyncio.gather(*answers))] == [1, 1]
 
 
 async def test_requests_of_several_rows_get_their_own_rows_back() -> None:

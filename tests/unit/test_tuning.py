@@ -17,8 +17,20 @@ from app.domain.tensors import Tensors
 from app.serving.batcher import LOOKS_MAX, MicroBatcher
 from app.serving.contexts import ContextThread
 from app.serving.requests import Run
-from app.serving.tuning import ON_LOOP_S, Pace, measured, reaches
+from app.serving.tuning import CROWD_ROWS, ON_LOOP_S, Pace, Tuning, measured, reaches
 from tests.fakes import FakeContext, FakeEngine, Gate, row, soon
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("share", "contexts", "rows_max", "rows"),
+    [(0.95, 1, 32, CROWD_ROWS), (0.95, 1, 2, 2), (0.95, 1, 1, 1), (0.95, 2, 32, 1), (1.2, 1, 32, 1), (INF, 1, 32, 1)],
+)
+def test_rows_that_are_joined_for_nothing_are_joined_by_an_only_context(
+    share: float, contexts: int, rows_max: int, rows: int
+) -> None:
+    assert Tuning(Pace(1, 1), share).crowd_rows(contexts, rows_max) == rows
 
 
 class Slow(Context):
