@@ -37,6 +37,8 @@ from app.domain.tensors import ShapeRange
 
 # Older ones would spin until the run ends, which on busy processors makes it take twice as long.
 _KNOWS_SPIN_TIME = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 27)
+# A model is compiled in a second way where the memory allows it: both engines are loaded, and their weights packed.
+_TRIED_BYTES_MAX, _TRIED_TIMES = 2**29, 8
 _SPIN_US = 30  # from one operator to the next, where waking a thread would take longer
 
 
@@ -122,18 +124,23 @@ class OnnxRuntime(Backend):
         """Compute convolutions otherwise where that is faster: in all runs, or in those of a single thread."""
         from app.backends import onnxruntime_winograd as winograd
 
-        if not winograd.may_gain(onnx):
+        has_room = onnx.stat().st_size <= min(_TRIED_BYTES_MAX, self.free_bytes() / _TRIED_TIMES)
+        if not (has_room and winograd.may_gain(onnx)):
             return
         with tempfile.TemporaryDirectory(dir=engine.parent) as folder:
             graph, other = Path(folder, "graph"), Path(folder, "engine")
-            self.fold(onnx, graph)
-            count = winograd.rewrite_file(graph)
-            inputs = made_up(signature_of(self._loaded(engine, 1)), ranges)
-            if not count or not inputs:
+            try:
+                self.fold(onnx, graph)
+                count = winograd.rewrite_file(graph)
+                inputs = made_up(signature_of(self._loaded(engine, 1)), ranges)
+                if not count or not inputs:
+                    return
+                self._optimise(graph, other)
+                ways = [partial(self._loaded, engine), partial(self._loaded, other)]
+                verdict = compared(ways, inputs, sorted({1, len(self._processors)}))
+            except (CompileFailed, RuntimeRefused, EngineUnloadable) as error:  # there is an engine all the same
+                progress.step(f"Winograd's filtering could not be tried: {error}")
                 return
-            self._optimise(graph, other)
-            ways = [partial(self._loaded, engine), partial(self._loaded, other)]
-            verdict = compared(ways, inputs, sorted({1, len(self._processors)}))
             if verdict.is_always_faster:
                 other.replace(engine)
             elif verdict.is_faster_with_one_thread:

@@ -9,6 +9,7 @@ import pytest
 
 from app.backends import onnxruntime as backend
 from app.backends.onnxruntime_pair import graph_of
+from app.backends.onnxruntime_session import RuntimeRefused
 from app.backends.onnxruntime_tactics import Verdict
 from app.domain.jobs import EventKind
 from tests import networks
@@ -77,6 +78,26 @@ def test_both_ways_are_run(bench):
 
     assert len(told(bench)) == 1 and "of the time with 1 thread(s)" in told(bench)[0]
     assert built.accuracy.outputs[0].sqnr_db > 100
+
+
+def test_a_build_does_not_fail_by_what_it_only_tries(bench, monkeypatch):
+    def refused(*_: object) -> None:
+        raise RuntimeRefused("no such kernel")
+
+    monkeypatch.setattr(backend, "compared", refused)
+
+    built = bench.build(NETWORK)
+
+    assert built.accuracy.outputs[0].sqnr_db > 100
+    assert told(bench) == ["Winograd's filtering could not be tried: no such kernel"]
+
+
+def test_nothing_is_tried_where_memory_is_short(bench, monkeypatch):
+    monkeypatch.setattr(backend.OnnxRuntime, "free_bytes", lambda self: 1 << 20)
+
+    bench.build(NETWORK)
+
+    assert told(bench) == []
 
 
 @pytest.mark.parametrize("model", [networks.resnet18(width=8, side=32, classes=10), networks.classifier()])
