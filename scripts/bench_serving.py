@@ -124,7 +124,9 @@ class Bench:
         }
 
     def _goals(self, results: Results, memory_mib: dict[str, float]) -> list[Goal]:
-        return goals(results, memory_mib, self._args.clients) if self._is_whole else []
+        if not self._is_whole:
+            return []
+        return goals(results, memory_mib, self._args.clients, len(self._servers))
 
     def _built(self) -> dict[str, dict[str, Any]]:
         with bench_systems.service(self._data, set(os.sched_getaffinity(0))) as running:

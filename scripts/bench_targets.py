@@ -19,6 +19,7 @@ Results = Mapping[tuple[str, str, int], Found]  # by case, system, clients
 CLIENTS = (1, 8, 32)
 TRITON_TINY = dict(zip(CLIENTS, (5_131, 25_556, 44_217), strict=True))
 ECHO_TINY = dict(zip(CLIENTS, (11_674, 41_263, 41_383), strict=True))
+PYTHON_PROCESSES = 3
 PYTHON_TINY = dict(zip(CLIENTS, (3_185, 10_556, 10_167), strict=True))  # KServe, the best that Python fronts
 TRITON_RESNET_1, BARE_RESNET_1 = 133, 128  # one client, one thread of requests: of another run
 TRITON_MIB = {"tiny": 59, "resnet18": 326}
@@ -39,10 +40,16 @@ class Goal:
         return self.value <= self.wanted if self.is_at_most else self.value >= self.wanted
 
 
-def goals(results: Results, memory_mib: Mapping[str, float], clients: tuple[int, ...]) -> list[Goal]:
-    """Every target that this run can judge."""
+def goals(results: Results, memory_mib: Mapping[str, float], clients: tuple[int, ...], cores: int) -> list[Goal]:
+    """Every target that this run can judge.
+
+    Args:
+        cores: of the servers.
+    """
     has_triton = any(_is_triton(system) for _, system, _ in results)
-    found = [*_of_the_best_loop(results, clients), *_times_python(results, clients)]
+    found = _of_the_best_loop(results, clients)
+    if cores >= PYTHON_PROCESSES:  # which had a processor each
+        found += _times_python(results, clients)
     found += _beside_triton(results, clients) if has_triton else _carried_over(results, clients)
     found += _images(results, clients)
     if 8 in clients:
