@@ -132,8 +132,8 @@ class OnnxRuntime(Backend):
             try:
                 self.fold(onnx, graph)
                 count = winograd.rewrite_file(graph)
-                inputs = made_up(signature_of(self._loaded(engine, 1)), ranges)
-                if not count or not inputs:
+                inputs = made_up(signature_of(self._loaded(engine, 1)), ranges) if count else []
+                if not inputs:
                     return
                 self._optimise(graph, other)
                 ways = [partial(self._loaded, engine), partial(self._loaded, other)]

@@ -8,39 +8,28 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.backends.onnxruntime_tail import append, lengths, part
+
 WEIGHTS = "weights.bin"  # as every packed graph calls the file of its weights
-_END = struct.Struct("<Q8s")
 _MARK = b"jetforge"
 
 
 def pack(graph: Path, weights: Path, engine: Path) -> None:
     """Make the engine file out of both, which are then gone. Nothing large is copied."""
-    content = graph.read_bytes()
-    with weights.open("ab") as file:
-        file.write(content)
-        file.write(_END.pack(len(content), _MARK))
+    append(weights, graph.read_bytes(), _MARK)
     weights.replace(engine)
     graph.unlink()
 
 
 def packed_graph(engine: Path) -> bytes | None:
     """The graph of a packed engine; None for a plain ONNX file."""
-    with engine.open("rb") as file:
-        size_bytes = file.seek(0, os.SEEK_END)
-        if size_bytes < _END.size:
-            return None
-        file.seek(-_END.size, os.SEEK_END)
-        graph_bytes, mark = _END.unpack(file.read())
-        if mark != _MARK or graph_bytes > size_bytes - _END.size:
-            return None
-        file.seek(-_END.size - graph_bytes, os.SEEK_END)
-        return file.read(graph_bytes)
+    sizes = lengths(engine, _MARK)
+    return None if sizes is None else part(engine, *sizes)
 
 
 @contextmanager

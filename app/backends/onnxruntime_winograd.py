@@ -213,7 +213,9 @@ class _Rewriting:
             middle = self._product(conv, even, kernel[:, :, 1:2], *conv.bias)
             around = self._product(conv, odd, kernel[:, :, ::2], top=1, bottom=missing)
             self._writer.node("Add", around, middle, output=result)
-        return asked in {(1, 1, 0, 0), (1, 2, 0, 0), (3, 2, 1, 1)}
+        else:
+            return False
+        return True
 
     def _product(
         self, conv: Conv, lines: str, kernel: NDArray[np.float32], *bias: str, top: int = 0, bottom: int = 0

@@ -177,8 +177,8 @@ class MicroBatcher:
         """Whether a context that runs is given its next run already: while many wait that nothing is gained by
         joining, so that it does not rest for as long as the event loop takes to hear of its end. Not with a run of many
         rows: a smaller request that comes meanwhile could not pass it any more."""
-        is_alone = self._rows_max == self._crowd_rows == 1
-        is_crowded = self._pace is not None and is_alone and len(self._line.waiting) >= self._enough
+        joins = self._joint_rows_max > 1
+        is_crowded = self._pace is not None and not joins and len(self._line.waiting) >= self._enough
         return is_crowded and self._line.waiting[0].rows == 1 and not self.is_short
 
     def _free(self, context: ContextThread) -> None:
@@ -202,11 +202,16 @@ class MicroBatcher:
         """Whether runs of one row stay on the event loop."""
         return self._stays_on_loop(1)
 
+    @property
+    def _joint_rows_max(self) -> int:
+        """Most rows of a joint run, whether joining pays or not."""
+        return max(self._rows_max, self._crowd_rows)
+
     def _stays_on_loop(self, rows: int) -> bool:
         return self._pace is not None and self._pace.seconds(rows) <= ON_LOOP_S
 
     def _taken(self, stays_on_loop: bool) -> list[Request]:
-        rows_max = max(self._rows_max, self._crowd_rows)
+        rows_max = self._joint_rows_max
         if stays_on_loop and self._pace is not None:
             rows_max = min(rows_max, self._pace.rows_within(ON_LOOP_JOINT_S))
         return self._line.taken(rows_max)
@@ -247,7 +252,7 @@ class MicroBatcher:
 
     def _retry_alone(self, batch: list[Request], error: BaseException | None) -> None:
         """Put a failed joint run's requests back at the head, each to run by itself: one may have spoilt it."""
-        if isinstance(error, NotByRow) and max(self._rows_max, self._crowd_rows) > 1:
+        if isinstance(error, NotByRow) and self._joint_rows_max > 1:
             log.error("an engine does not answer row by row; its requests are joined no more: %s", error)
             self._rows_max = self._crowd_rows = 1
         for request in reversed(batch):
